@@ -1,0 +1,88 @@
+"""The cases that are compared, by name, and how each prepares a model.
+
+A case is what a user would add to a plain training loop; the model and the step are the same for
+all. Names of wrapped cases spell the arguments of `memo.wrap`: `memo:PLACEMENT[/SKELETAL]`, for
+instance `memo:recompute`, `memo:host=0.25,recompute=0.75` or `memo:recompute/host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+PLAIN = "plain"
+DEFAULT_CASES = (
+    PLAIN,
+    "checkpointing",
+    "save_on_cpu",
+    "memo:recompute",
+    "memo:keep",
+    "memo:host",
+    "memo:host=0.5,recompute=0.5",
+    "memo:recompute/host",
+)
+PLACEMENTS = ("keep", "host", "recompute")
+SKELETALS = ("keep", "host")
+
+StepContext = Callable[[], AbstractContextManager[Any]]
+
+
+def prepare(case: str, model: PreTrainedModel, tile_tokens: int | None) -> StepContext:
+    """Set `model` up for `case`, in place; returns the context that each step runs in."""
+    if case == "checkpointing":
+        _enable_checkpointing(model)
+    elif case == "save_on_cpu":
+        return lambda: torch.autograd.graph.save_on_cpu(pin_memory=False)
+    elif case.startswith("memo:"):
+        _wrap(case, model, tile_tokens)
+    return nullcontext
+
+
+def check(case: str) -> None:
+    """Raises ValueError, saying what a case may be, if `case` is none."""
+    if case in (PLAIN, "checkpointing", "save_on_cpu"):
+        return
+    if not case.startswith("memo:"):
+        raise ValueError(
+            f"case: got {case!r}, takes plain, checkpointing, save_on_cpu or "
+            "memo:PLACEMENT[/SKELETAL]"
+        )
+    placement_and_skeletal(case)
+
+
+def placement_and_skeletal(case: str) -> tuple[str | dict[str, float], str]:
+    """The arguments of `memo.wrap` that a case's name spells."""
+    spelled, _, skeletal = case.removeprefix("memo:").partition("/")
+    if (skeletal or "keep") not in SKELETALS:
+        raise ValueError(f"case {case!r}: skeletal takes one of {', '.join(SKELETALS)}")
+    names = [part.partition("=")[0] for part in spelled.split(",")]
+    if any(name not in PLACEMENTS for name in names):
+        raise ValueError(f"case {case!r}: a placement is one of {', '.join(PLACEMENTS)}")
+    if "=" not in spelled:
+        return spelled, skeletal or "keep"
+    return {name: _fraction(case, name, spelled) for name in names}, skeletal or "keep"
+
+
+def _fraction(case: str, name: str, spelled: str) -> float:
+    text = dict(part.partition("=")[::2] for part in spelled.split(","))[name]
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"case {case!r}: {name} takes a fraction, got {text!r}") from error
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Hugging Face's own, under its new name where the installed transformers has it."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)()
+
+
+def _wrap(case: str, model: PreTrainedModel, tile_tokens: int | None) -> None:
+    import memo  # only wrapped cases need it: the others run as they would without memo
+
+    placement, skeletal = placement_and_skeletal(case)
+    memo.wrap(model, tile_tokens=tile_tokens or "auto", placement=placement, skeletal=skeletal)

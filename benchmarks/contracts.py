@@ -1,0 +1,125 @@
+"""What flows through the benchmark: a job goes into a child process, a sample comes out.
+
+Plain data and its JSON form only; `child` makes samples, `runner` collects them, `summary`
+compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """What a child process measures; each has its own process, see `child` for the reasons."""
+
+    TIME = "time"
+    PEAK = "peak"
+    PROFILE = "profile"
+    FIT = "fit"
+
+
+class Outcome(StrEnum):
+    """How a job ended: as asked, refused memory, or with an error that is no lack of memory."""
+
+    OK = "ok"
+    DOES_NOT_FIT = "does not fit"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """A randomly initialised Llama; without `head` the body alone is trained."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    dtype: str
+    head: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One measurement of one case at one length; `tile_tokens` None leaves it to `memo.wrap`."""
+
+    shape: Shape
+    case: str
+    tokens: int
+    phase: Phase
+    steps: int = 1
+    tile_tokens: int | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    limit_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Job:
+        return cls(**{**data, "shape": Shape(**data["shape"]), "phase": Phase(data["phase"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hotspot:
+    """An operator and what it took: calls, seconds of its own, bytes alive at the step's peak."""
+
+    name: str
+    calls: int = 0
+    self_s: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """Where a step's time went (`operators`) and what held memory at its peak (`holders`)."""
+
+    operators: list[Hotspot]
+    groups: list[Hotspot]
+    holders: list[Hotspot]
+    total_self_s: float
+    peak_bytes: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Profile:
+        lists = {
+            key: [Hotspot(**spot) for spot in data[key]]
+            for key in ("operators", "groups", "holders")
+        }
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """What one job gave. Fields that its phase doesn't measure keep their defaults."""
+
+    case: str
+    tokens: int
+    phase: Phase
+    outcome: Outcome
+    step_s: list[float] = field(default_factory=list)
+    growth_bytes: int | None = None
+    base_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    method: str = ""
+    loss: float | None = None
+    profile: Profile | None = None
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Sample:
+        profile = data.get("profile")
+        typed = {
+            "phase": Phase(data["phase"]),
+            "outcome": Outcome(data["outcome"]),
+            "profile": None if profile is None else Profile.from_json(profile),
+        }
+        return cls(**{**data, **typed})
