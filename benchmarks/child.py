@@ -101,8 +101,12 @@ def build(shape: Shape, max_tokens: int) -> PreTrainedModel:
 def measure_time(job: Job) -> Sample:
     step = Step(job)
     step.timed(job.tokens)  # fills malloc's heap and the kernel caches
+    cpu_before_s = time.process_time()
     timed = [step.timed(job.tokens) for _ in range(job.steps)]
-    return replace(_done(job), step_s=[seconds for seconds, _ in timed], loss=timed[-1][1])
+    cpu_s = time.process_time() - cpu_before_s
+    step_s = [seconds for seconds, _ in timed]
+    cores_used = cpu_s / sum(step_s)
+    return replace(_done(job), step_s=step_s, cores_used=cores_used, loss=timed[-1][1])
 
 
 def measure_peak(job: Job) -> Sample:

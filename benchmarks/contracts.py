@@ -96,13 +96,18 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """What one job gave. Fields that its phase doesn't measure keep their defaults."""
+    """What one job gave. Fields that its phase doesn't measure keep their defaults.
+
+    `cores_used` is CPU seconds by seconds of the timed steps: below the number of threads, the
+    process had to share the machine, and its times are worth less.
+    """
 
     case: str
     tokens: int
     phase: Phase
     outcome: Outcome
     step_s: list[float] = field(default_factory=list)
+    cores_used: float | None = None
     growth_bytes: int | None = None
     base_bytes: int | None = None
     process_peak_bytes: int | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import limits, plots, runner, tables
+from benchmarks import limits, runner, tables
 from benchmarks.archive import Archive
 from benchmarks.contracts import Job, Outcome, Phase, Sample
 
@@ -56,6 +56,8 @@ def compare(run: Run, *, repeats: int, plot: Path | None) -> None:
     methods = {sample.method for sample in run.archive.samples if sample.method}
     run.console.print(tables.results(run.job.shape, rows, ", ".join(sorted(methods))))
     if plot is not None:
+        from benchmarks import plots  # matplotlib is an extra
+
         plots.save(run.job.shape, rows, plot)
 
 

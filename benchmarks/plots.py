@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from benchmarks.contracts import Shape
 from benchmarks.summary import Row
@@ -17,7 +17,6 @@ from memo.measure import MIB
 
 def save(shape: Shape, rows: Sequence[Row], path: Path) -> None:
     """Write the picture to `path`, in the format that its suffix names."""
-    matplotlib.use("Agg")
     figure = Figure(figsize=(11, 5), layout="constrained")
     memory, seconds = figure.subplots(1, 2)
     draw = _bars if len({row.tokens for row in rows}) == 1 else _lines
@@ -38,7 +37,11 @@ def _lines(axes: Axes, rows: Sequence[Row], value: Value) -> None:
         known = [(tokens, y) for tokens, y in points if y is not None]
         axes.plot([x for x, _ in known], [y for _, y in known], marker="o", label=case)
     axes.set(xlabel="tokens", xscale="log", yscale="log")
-    axes.set_xscale("log", base=2)
+    lengths = sorted({row.tokens for row in rows})
+    axes.set_xticks(lengths, labels=[f"{tokens:,}" for tokens in lengths], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks(StrMethodFormatter("{x:,g}"))
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend(fontsize=8)
 

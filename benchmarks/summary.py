@@ -21,6 +21,7 @@ class Row:
     tokens: int
     step_s: float | None
     step_range_s: tuple[float, float] | None
+    cores_used: float | None
     growth_bytes: int | None
     process_peak_bytes: int | None
     loss: float | None
@@ -44,12 +45,14 @@ def _row(samples: Sequence[Sample], tokens: int, case: str, plain: Row | None) -
     mine = [sample for sample in samples if (sample.tokens, sample.case) == (tokens, case)]
     seconds = [second for sample in mine for second in sample.step_s]
     step_s = median(seconds) if seconds else None
+    cores = [sample.cores_used for sample in mine if sample.cores_used is not None]
     growth_bytes = _last(sample.growth_bytes for sample in mine)
     return Row(
         case=case,
         tokens=tokens,
         step_s=step_s,
         step_range_s=(min(seconds), max(seconds)) if seconds else None,
+        cores_used=median(cores) if cores else None,
         growth_bytes=growth_bytes,
         process_peak_bytes=_last(
             sample.process_peak_bytes for sample in mine if sample.phase is Phase.TIME

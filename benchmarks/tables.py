@@ -17,6 +17,7 @@ CAPTION = (
     "before, when weights and gradient buffers are already there ({method}; in a process of its "
     "own, in which malloc gives every freed block back at once). "
     "Process: the highest resident memory of the timed process, with malloc as it comes. "
+    "Cores: CPU time by time, low where other processes took part of the machine. "
     "On a CPU, device and host memory are one: what goes to the host still counts. "
     "Ratios are to plain in this run."
 )
@@ -30,8 +31,9 @@ def results(shape: Shape, rows: Sequence[Row], method: str) -> Table:
     )
     for name in ("tokens", "case"):
         table.add_column(name)
-    for name in ("step s", "/ plain", "activation peak MiB", "/ plain", "process MiB", "tokens/s"):
+    for name in ("step s", "/ plain", "cores", "activation peak MiB", "/ plain", "process MiB"):
         table.add_column(name, justify="right")
+    table.add_column("tokens/s", justify="right")
     table.add_column("loss", justify="right")
     if any(row.note for row in rows):
         table.add_column("what went wrong")
@@ -58,6 +60,7 @@ def _cells(row: Row) -> list[str]:
         row.case,
         _seconds(row),
         _number(row.step_ratio, ".3f"),
+        _number(row.cores_used, ".2f"),
         _mib(row.growth_bytes),
         _number(row.growth_ratio, ".3f"),
         _mib(row.process_peak_bytes),
