@@ -7,7 +7,9 @@ long run, and the translation of errors into one line. Training is in `loop.py`.
 from __future__ import annotations
 
 import importlib.util
+import io
 import time
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,8 +81,11 @@ def load_model(
     if source.gguf_file is not None and hasattr(transformers, "GgufConfig"):
         # Packed weights can't be trained; releases without GgufConfig always unpack.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    # The GGUF loader draws a bar on standard error that no setting of transformers turns off.
+    quiet = nullcontext() if source.gguf_file is None else redirect_stderr(io.StringIO())
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **options)
+        with quiet:
+            model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, **options)
     except (OSError, ValueError, KeyError, ImportError) as exc:
         raise _not_loaded("model", source, exc) from exc
     assert isinstance(model, PreTrainedModel)
