@@ -1,0 +1,57 @@
+"""Finding a model's decoder layers, and telling kinds of them apart.
+
+Scope: names and structure; whether a kind can be tiled is `check.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from memo.runtime import WrappedLayer
+
+
+def find_layers(model: nn.Module) -> list[WrappedLayer]:
+    """The outermost decoder layers, each with its kind.
+
+    Layers of one class are of different kinds when their submodules or switches differ (hybrid models, sparse and
+    dense MLPs in one class): a kind is then named by its class and a number.
+    """
+    modules = _outermost_layers(model)
+    kinds: dict[Hashable, str] = {}
+    names: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    layers = []
+    for module in modules:
+        structure = _structure(module)
+        if structure not in kinds:
+            name = type(module).__name__
+            names[name] += 1
+            kinds[structure] = name if names[name] == 1 else f"{name} #{names[name]}"
+        kind = kinds[structure]
+        layers.append(WrappedLayer(module, kind, counts[kind]))
+        counts[kind] += 1
+    return layers
+
+
+def _outermost_layers(model: nn.Module) -> list[nn.Module]:
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and not any(
+            name.startswith(f"{outer}.") for outer in found
+        ):
+            found[name] = module
+    return list(found.values())
+
+
+def _structure(layer: nn.Module) -> Hashable:
+    return tuple((name, type(module), _switches(module)) for name, module in layer.named_modules())
+
+
+def _switches(module: nn.Module) -> Hashable:
+    # Flags and names such as `is_sliding` or `layer_type` choose between code paths of one class.
+    chosen = {name: value for name, value in vars(module).items() if isinstance(value, bool | str)}
+    return tuple(sorted((name, value) for name, value in chosen.items() if name != "training"))

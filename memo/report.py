@@ -1,0 +1,144 @@
+"""What a wrapped model did: kept, moved, recomputed, fell back.
+
+Scope: reading the runtime's counts into plain data, and showing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.filesize import decimal
+from rich.table import Table
+from torch import nn
+
+from memo.runtime import Runtime
+from memo.wrap import runtime_of
+from offload import Placement, Tier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KindReport:
+    """Layers of one class. Tiles and bytes are sums over layer calls with a backward, since the last reset."""
+
+    kind: str
+    layers: int
+    tiled: bool
+    reason: str | None
+    calls: int
+    tiles: dict[Placement, int]
+    stored_bytes: dict[Tier, int]
+    skeletal_bytes: dict[Tier, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier; `device_peak_bytes` is
+    the whole process's on its CUDA device, None without one. `notes` are fallbacks and refusals, with how often."""
+
+    tile_tokens: int | None
+    kinds: tuple[KindReport, ...]
+    peak_bytes: dict[Tier, int]
+    moved_bytes: dict[Tier, int]
+    device_peak_bytes: int | None
+    notes: dict[str, int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _table(self)
+        yield _peaks(self)
+        for note, times in self.notes.items():
+            yield f"note ({times}x): {note}"
+
+    def __str__(self) -> str:
+        console = Console(width=120, no_color=True, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+
+def report(model: nn.Module, *, reset: bool = False) -> Report:
+    """What a wrapped model did; `reset` lets the counts start anew.
+
+    Raises:
+        MemoError: for a model that is not wrapped.
+    """
+    runtime = runtime_of(model)
+    result = _read(runtime)
+    if reset:
+        for count in runtime.counts.values():
+            count.reset()
+        runtime.store.reset_peaks()
+        runtime.notes.clear()
+    return result
+
+
+def _read(runtime: Runtime) -> Report:
+    kinds = tuple(_kind(runtime, kind) for kind in runtime.modes)
+    counts = runtime.store.counts
+    cuda = torch.cuda.is_available()
+    return Report(
+        tile_tokens=runtime.tile_tokens,
+        kinds=kinds,
+        peak_bytes={tier: count.peak_bytes for tier, count in counts.items()},
+        moved_bytes={
+            tier: count.moved_bytes for tier, count in counts.items() if tier != Tier.DEVICE
+        },
+        device_peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+        notes=dict(runtime.notes),
+    )
+
+
+def _kind(runtime: Runtime, kind: str) -> KindReport:
+    count, mode = runtime.counts[kind], runtime.modes[kind]
+    return KindReport(
+        kind=kind,
+        layers=sum(layer.kind == kind for layer in runtime.layers),
+        tiled=mode.is_tiled,
+        reason=mode.reason,
+        calls=count.calls,
+        tiles=dict(count.tiles),
+        stored_bytes=dict(count.stored_bytes),
+        skeletal_bytes=dict(count.skeletal_bytes),
+    )
+
+
+def _table(report: Report) -> Table:
+    table = Table(title=f"memo: tiles of {report.tile_tokens or '?'} tokens", title_justify="left")
+    for name in (
+        "layer class",
+        "layers",
+        "runs",
+        "calls",
+        "tiles kept / host / recomputed",
+        "x and o",
+        "stored",
+    ):
+        table.add_column(name, overflow="fold")
+    for kind in report.kinds:
+        table.add_row(
+            kind.kind,
+            str(kind.layers),
+            "tiled" if kind.tiled else f"whole: {kind.reason}",
+            str(kind.calls),
+            " / ".join(str(kind.tiles.get(placement, 0)) for placement in Placement),
+            _bytes(kind.skeletal_bytes),
+            _bytes(kind.stored_bytes),
+        )
+    return table
+
+
+def _peaks(report: Report) -> str:
+    peaks = ", ".join(f"{tier} {decimal(size)}" for tier, size in report.peak_bytes.items())
+    moved = ", ".join(f"to {tier} {decimal(size)}" for tier, size in report.moved_bytes.items())
+    device = report.device_peak_bytes
+    process = (
+        f"; device memory of the process at its peak: {decimal(device)}"
+        if device is not None
+        else ""
+    )
+    return f"stored at the peak: {peaks}; moved: {moved}{process}"
+
+
+def _bytes(sizes: dict[Tier, int]) -> str:
+    return ", ".join(f"{decimal(size)} {tier}" for tier, size in sizes.items()) or "0"

@@ -1,0 +1,145 @@
+"""What a wrapped model carries: how its layers run, the store, and the counts.
+
+Scope: running one layer call by the options. When a forward is ours at all is `entry.py`'s business, which layers can be
+cut is found by `check.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memo.attention.core import AttentionCore
+from memo.contracts import LayerMode, Options
+from memo.layers import HFLayer, LayerArguments, collected_names
+from memo.switch import OneThread, Switch
+from memo.tiling import auto_tile_tokens
+from offload import (
+    LayerCount,
+    Placement,
+    Policy,
+    Replay,
+    TensorStore,
+    TiledForward,
+    run_tiled,
+    run_whole,
+    split_tokens,
+    spread_placements,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedLayer:
+    """A decoder layer of the model: `kind` names its class (with what tells apart kinds of one class), `index` counts
+    within the kind."""
+
+    module: nn.Module
+    kind: str
+    index: int
+
+
+@dataclass(slots=True)
+class Runtime:
+    """A wrapped model's state. `modes` and `counts` are by layer kind."""
+
+    options: Options
+    layers: list[WrappedLayer]
+    modes: dict[str, LayerMode]
+    switch: Switch
+    store: TensorStore = field(default_factory=TensorStore)
+    counts: dict[str, LayerCount] = field(default_factory=dict)
+    thread: OneThread = field(default_factory=OneThread)
+    notes: dict[str, int] = field(default_factory=dict)
+    tile_tokens: int | None = None
+    core: AttentionCore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.core = AttentionCore(self.store)
+        self.counts = {kind: LayerCount() for kind in self.modes}
+
+    @property
+    def has_tiled(self) -> bool:
+        return any(mode.is_tiled for mode in self.modes.values())
+
+    def note(self, what: str) -> bool:
+        """Count an event for the report; true the first time."""
+        self.notes[what] = self.notes.get(what, 0) + 1
+        return self.notes[what] == 1
+
+    def run_layer(
+        self, layer: WrappedLayer, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run one decoder layer as `forward(hidden_states, *args, **kwargs)` would."""
+        x, args, kwargs = _hidden_states(args, kwargs)
+        if self.modes[layer.kind].is_tiled:
+            return self._run_tiled(layer, x, args, kwargs)
+        return self._run_whole(layer, forward, x, args, kwargs)
+
+    def _run_tiled(
+        self, layer: WrappedLayer, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        arguments = LayerArguments(args, kwargs, x.shape[1])
+        split = HFLayer(layer.module, arguments, self.switch, collected_names())
+        outputs = run_tiled(
+            TiledForward(
+                split=split,
+                core=self.core,
+                policy=self.policy(x, layer.module),
+                store=self.store,
+                count=self.counts[layer.kind],
+                replay=Replay(x.device),
+            ),
+            x,
+        )
+        y = outputs.pop("")
+        split.report_auxiliary(outputs)
+        return split.output(y)
+
+    def policy(self, x: Tensor, layer: nn.Module) -> Policy:
+        """Tiles and placements for a layer whose input is `x` ([batch, tokens, hidden])."""
+        self.tile_tokens = self.options.tile_tokens or auto_tile_tokens(x, layer)
+        tiles = split_tokens(x.shape[1], self.tile_tokens)
+        return Policy(
+            tiles=tiles,
+            placements=spread_placements(len(tiles), self.options.fractions),
+            skeletal=self.options.skeletal,
+        )
+
+    def _run_whole(
+        self,
+        layer: WrappedLayer,
+        forward: Callable[..., Any],
+        x: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(x, *args, **kwargs)
+        module = layer.module
+        arguments = LayerArguments(args, kwargs, x.shape[1])
+        return run_whole(
+            lambda hidden: forward(hidden, *args, **kwargs),
+            x,
+            placement=self._whole_placement(layer),
+            constants=(*module.parameters(), *module.buffers(), *arguments.tensors()),
+            store=self.store,
+            count=self.counts[layer.kind],
+        )
+
+    def _whole_placement(self, layer: WrappedLayer) -> Placement:
+        # A whole layer is one tile, so fractions are spread over the layers of its kind.
+        total = sum(other.kind == layer.kind for other in self.layers)
+        return spread_placements(total, self.options.fractions)[layer.index]
+
+
+def _hidden_states(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest

@@ -1,0 +1,134 @@
+"""`memo.wrap` and `memo.unwrap`: putting the runtime into a model and taking it out.
+
+Scope: what happens once, around training.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from memo.attention.interface import register
+from memo.check import check_layers
+from memo.contracts import LayerMode, Options, PlacementLike
+from memo.entry import Entry
+from memo.kinds import find_layers
+from memo.runtime import Runtime, WrappedLayer
+from memo.switch import Switch
+from memo.warning import warn_once
+from offload import MemoError
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def wrap(
+    model: ModelT,
+    *,
+    tile_tokens: int | Literal["auto"] = "auto",
+    placement: PlacementLike = "recompute",
+    skeletal: str = "keep",
+    tiled_loss: bool = True,
+) -> ModelT:
+    """Let a Hugging Face model train on long sequences; returns the same object, to be trained as before.
+
+    Args:
+        model: a causal LM of transformers, its body alone, or either inside PEFT.
+        tile_tokens: tokens that a layer's token-wise parts are run on at a time; "auto" chooses by the shapes.
+        placement: where the tensors that backward could rebuild are until then: "keep" (on the device), "host",
+            "recompute" (nowhere), or fractions of the tiles such as {"host": 0.25, "recompute": 0.75}.
+        skeletal: where layer inputs and attention outputs are, which are never recomputed: "keep" or "host".
+        tiled_loss: compute head and loss tile by tile, so that logits are never whole.
+
+    Raises:
+        ValueError: for an argument that is not understood.
+        MemoError: for a model that is wrapped already or has no layer that can be wrapped.
+    """
+    options = Options.checked(
+        tile_tokens=tile_tokens, placement=placement, skeletal=skeletal, tiled_loss=tiled_loss
+    )
+    root = _root(model)
+    if _runtime_or_none(root) is not None:
+        raise MemoError(f"this {type(root).__name__} is wrapped already; memo.unwrap it first")
+    layers = find_layers(root)
+    if not layers:
+        raise MemoError(f"{type(root).__name__} has no decoder layers that memo can wrap")
+    if any(param.is_meta for param in root.parameters()):
+        raise MemoError(
+            "the model has parameters without memory (meta device); load its weights first"
+        )
+    register()
+    modes = check_layers(root, _samples(layers))
+    runtime = Runtime(options, layers, modes, _switch(root, modes))
+    for owner in _owners(root, layers):
+        Entry(owner, runtime).install()
+    for kind, mode in modes.items():
+        if not mode.is_tiled:
+            warn_once(runtime, f"layers of class {kind} run whole, not tile by tile: {mode.reason}")
+    return model
+
+
+def unwrap(model: ModelT) -> ModelT:
+    """Restore the model as it was before `wrap`; returns the same object.
+
+    Raises:
+        MemoError: for a model that is not wrapped.
+    """
+    root = _root(model)
+    runtime_of(root)
+    for module in root.modules():
+        entry = module.__dict__.get("forward")
+        if isinstance(entry, Entry):
+            entry.remove()
+    return model
+
+
+def runtime_of(model: nn.Module) -> Runtime:
+    """The runtime of a wrapped model.
+
+    Raises:
+        MemoError: for a model that is not wrapped.
+    """
+    root = _root(model)
+    runtime = _runtime_or_none(root)
+    if runtime is None:
+        raise MemoError(f"this {type(root).__name__} is not wrapped; call memo.wrap(model) first")
+    return runtime
+
+
+def _runtime_or_none(root: nn.Module) -> Runtime | None:
+    entries = (module.__dict__.get("forward") for module in root.modules())
+    return next((entry.runtime for entry in entries if isinstance(entry, Entry)), None)
+
+
+def _root(model: nn.Module) -> nn.Module:
+    """The outermost Hugging Face model: `model` itself, or the one within PEFT's or another wrapper."""
+    if not isinstance(model, nn.Module):
+        raise MemoError(f"memo wraps Hugging Face models, not a {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise MemoError(f"memo wraps Hugging Face models, and {type(model).__name__} has none in it")
+
+
+def _samples(layers: list[WrappedLayer]) -> dict[str, nn.Module]:
+    samples: dict[str, nn.Module] = {}
+    for layer in layers:
+        samples.setdefault(layer.kind, layer.module)
+    return samples
+
+
+def _switch(root: nn.Module, modes: dict[str, LayerMode]) -> Switch:
+    return Switch.of(root, attention=any(mode.is_tiled for mode in modes.values()))
+
+
+def _owners(root: nn.Module, layers: list[WrappedLayer]) -> list[nn.Module]:
+    """Every Hugging Face model that has the layers in it: the body may be called on its own."""
+    inside = {id(layer.module) for layer in layers}
+    return [
+        module
+        for module in root.modules()
+        if isinstance(module, PreTrainedModel)
+        and any(id(child) in inside for child in module.modules())
+    ]

@@ -1,0 +1,52 @@
+"""The runtime: layers run tile by tile, and tensors that wait for backward lie where the policy says.
+
+Read `contracts.py` first, then `layer.py`, `forward.py` and `backward.py`. This package knows torch, nothing of
+transformers, and nothing of planning.
+"""
+
+from offload.contracts import (
+    Core,
+    CoreCall,
+    CoreState,
+    MemoError,
+    Placement,
+    Policy,
+    SplitLayer,
+    Tier,
+    Tile,
+    TileOutput,
+)
+from offload.counts import LayerCount
+from offload.forward import TiledForward
+from offload.layer import run_tiled
+from offload.recording import Outlet, Recording, inlet, run_backward
+from offload.replay import Replay
+from offload.store import TensorStore
+from offload.tiles import Joined, split_tokens, spread_placements
+from offload.whole import run_whole
+
+__all__ = [
+    "Core",
+    "CoreCall",
+    "CoreState",
+    "Joined",
+    "LayerCount",
+    "MemoError",
+    "Outlet",
+    "Placement",
+    "Policy",
+    "Recording",
+    "Replay",
+    "SplitLayer",
+    "TensorStore",
+    "Tier",
+    "Tile",
+    "TileOutput",
+    "TiledForward",
+    "inlet",
+    "run_backward",
+    "run_tiled",
+    "run_whole",
+    "split_tokens",
+    "spread_placements",
+]

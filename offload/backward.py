@@ -1,0 +1,96 @@
+"""A layer's backward: every tile from its end, `core`'s backward, then every tile's `pre`.
+
+Scope: the order of backward. A tile whose graph was not held is run again here; its `pre` is run once more after the
+core's backward, which costs a few percent of a layer's matmuls and saves holding the graphs of all tiles at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from offload.contracts import CoreCall, SplitLayer, Tile
+from offload.forward import JoinedCall, LayerMemory, TiledForward
+from offload.gradients import ParameterGradients
+from offload.graphs import TileGraph, trace, trace_pre
+from offload.tiles import Joined, tile_of
+
+
+@dataclass(slots=True)
+class TiledBackward:
+    """The backward of one layer call. It uses `memory` up."""
+
+    layer: TiledForward
+    memory: LayerMemory
+
+    @property
+    def _split(self) -> SplitLayer:
+        return self.layer.split
+
+    @property
+    def _tiles(self) -> tuple[Tile, ...]:
+        return self.layer.policy.tiles
+
+    def run(self, grads: Sequence[Tensor]) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        """From gradients of y and of the auxiliary outputs to those of x and of the parameters, in their order."""
+        memory, total = self.memory, self.layer.total_tokens
+        memory.parameters = memory.parameters or ParameterGradients(self._split.params)
+        memory.grads_x, memory.grads_o = Joined(total), Joined(total)
+        with self.layer.replay.restored():
+            self._run(grads)
+        return memory.grads_x.value_or_none(self._tiles), memory.parameters.collect()
+
+    def _run(self, grads: Sequence[Tensor]) -> None:
+        store, memory = self.layer.store, self.memory
+        assert memory.x is not None and memory.o is not None and memory.core_state is not None
+        x, o, state = store.get(memory.x), store.get(memory.o), memory.core_state
+        memory.x = memory.o = memory.core_state = None
+        call = self._post(x, o, grads)
+        grad_o = memory.grads_o.value_or_none(self._tiles) if memory.grads_o is not None else None
+        memory.grads_o = None
+        if call is None or grad_o is None:
+            return
+        call_grads = self.layer.core.backward(grad_o, call, o, state)
+        del call, grad_o, state, o
+        self._pre(x, *call_grads)
+
+    def _post(self, x: Tensor, o: Tensor, grads: Sequence[Tensor]) -> CoreCall | None:
+        """Every tile from its end; returns the rebuilt q, k, v, or None when no gradient goes through the core."""
+        joined = JoinedCall(self.layer.total_tokens)
+        reaches_core = False
+        for tile in self._tiles:
+            sources = {"x": tile_of(x, tile), "o": tile_of(o, tile)}
+            graph = self.memory.graphs.get(tile.index) or self._trace(tile, sources)
+            with graph.bound(sources):
+                graph.backward_outputs([grad.narrow(1, tile.start, tile.tokens) for grad in grads])
+                joined.write(tile, graph.core_call())
+            reaches_core = reaches_core or graph.reaches_core
+        return joined.value() if reaches_core else None
+
+    def _trace(self, tile: Tile, sources: dict[str, Tensor]) -> TileGraph:
+        x, o = (sources["x"], self.memory.x_sink(tile)), (sources["o"], self.memory.o_sink(tile))
+        with self.layer.replay.again(tile):
+            return trace(self._split, tile, self._leaves, x, o)[0]
+
+    def _pre(
+        self, x: Tensor, head_grads: tuple[Tensor, ...], extra_grads: tuple[Tensor | None, ...]
+    ) -> None:
+        """Every tile's `pre`; the extras are no function of tokens, so only the first tile carries their gradients."""
+        for tile in self._tiles:
+            x_tile = tile_of(x, tile)
+            graph = self.memory.graphs.pop(tile.index, None) or self._trace_pre(tile, x_tile)
+            heads = [grad.narrow(2, tile.start, tile.tokens) for grad in head_grads]
+            extras = extra_grads if tile.index == 0 else (None,) * len(extra_grads)
+            with graph.bound({"x": x_tile}):
+                graph.backward_call([*heads, *extras])
+
+    def _trace_pre(self, tile: Tile, x_tile: Tensor) -> TileGraph:
+        with self.layer.replay.again(tile):
+            return trace_pre(self._split, tile, self._leaves, (x_tile, self.memory.x_sink(tile)))
+
+    @property
+    def _leaves(self) -> dict[str, Tensor]:
+        assert self.memory.parameters is not None
+        return self.memory.parameters.leaves

@@ -1,0 +1,136 @@
+"""What the runtime's parts say to each other: placements, tiles, and the protocols of a split layer.
+
+Scope: plain data and protocols, no algorithm. `offload` knows torch and nothing of transformers: how a layer is cut
+at attention is somebody else's business, told through `SplitLayer` and `Core`. Later tiers join `Tier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class MemoError(RuntimeError):
+    """What memo cannot do as asked; the message says what happened and what to do. All of memo's errors are of it,
+    but for bad argument values, which are `ValueError`."""
+
+
+class Tier(StrEnum):
+    """Where stored bytes lie."""
+
+    DEVICE = "device"
+    HOST = "host"
+
+
+class Placement(StrEnum):
+    """Where a tile's rebuildable tensors are between forward and backward."""
+
+    KEEP = "keep"
+    HOST = "host"
+    RECOMPUTE = "recompute"
+
+    @property
+    def tier(self) -> Tier | None:
+        """The tier that holds the tensors; None when nothing is held."""
+        return {Placement.KEEP: Tier.DEVICE, Placement.HOST: Tier.HOST}.get(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The tokens `[start, stop)` of every sequence of the batch."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(kw_only=True, slots=True)
+class CoreCall:
+    """What a layer hands to attention: for one tile as traced, for the whole sequence once assembled.
+
+    `heads` are q, k, v as [batch, heads, tokens, head_dim]; `extras` are tensors that are no function of tokens but
+    may take a gradient (attention sinks); `options` is whatever else the core needs and is the same for all tiles.
+    """
+
+    heads: tuple[Tensor, ...]
+    extras: tuple[Tensor, ...] = ()
+    options: object = None
+
+
+@dataclass(kw_only=True, slots=True)
+class TileOutput:
+    """One tile run to its end: `y` as [batch, tokens, hidden]; `aux` (router logits, ...) as [batch, tokens, ...]."""
+
+    y: Tensor
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    call: CoreCall
+
+
+class SplitLayer(Protocol):
+    """A layer whose forward can be stopped at attention, or answered there and run to the end.
+
+    Both methods run under the grad mode that they are called in; `params` replaces the layer's own parameters.
+    """
+
+    @property
+    def params(self) -> Mapping[str, Tensor]:
+        """The layer's parameters, in a fixed order."""
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """Tensors that outlive the call (buffers, rotary tables): referenced when autograd saves them, never moved."""
+
+    def pre(self, x: Tensor, tile: Tile, params: Mapping[str, Tensor]) -> CoreCall:
+        """Run up to attention. `x`: [batch, tile tokens, hidden]."""
+
+    def run(self, x: Tensor, o: Tensor, tile: Tile, params: Mapping[str, Tensor]) -> TileOutput:
+        """Run to the end with `o` ([batch, tile tokens, heads, head_dim]) as attention's answer."""
+
+
+class CoreState(Protocol):
+    """What attention's backward needs beside q, k, v and o (the log-sum-exp above all)."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Core(Protocol):
+    """Attention over the whole sequence, its forward run once, its inputs rebuilt for backward."""
+
+    def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, CoreState | None]:
+        """Return `o` as [batch, tokens, heads, head_dim] and the state, held in `tier`; None: no backward will come."""
+
+    def backward(
+        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: CoreState
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """Return gradients for `call.heads` and for `call.extras`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """How a layer is run: its tiles, where each one's tensors go, and where x and o go."""
+
+    tiles: tuple[Tile, ...]
+    placements: tuple[Placement, ...]
+    skeletal: Tier
+
+    def __post_init__(self) -> None:
+        assert len(self.tiles) == len(self.placements)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of the tensor's elements (its storage may be larger)."""
+    return tensor.numel() * tensor.element_size()
+
+
+GRADIENT_DTYPES = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+"""Parameter dtypes whose gradients are accumulated over tiles in a wider one."""

@@ -1,0 +1,154 @@
+"""A layer's forward: `pre` of every tile, `core` once, then every tile run to its end.
+
+Scope: the order of forward, and `LayerMemory`, which is all that it leaves for backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from offload.contracts import Core, CoreCall, CoreState, Policy, SplitLayer, Tier, Tile, nbytes
+from offload.counts import LayerCount
+from offload.gradients import ParameterGradients
+from offload.graphs import TileGraph, trace
+from offload.recording import Recording, Sink
+from offload.replay import Replay
+from offload.store import TensorStore, Ticket
+from offload.tiles import Joined, tile_of
+
+
+@dataclass(slots=True)
+class LayerMemory:
+    """What a layer's forward leaves for its backward: the skeletal tensors, and the graphs of tiles that are held.
+
+    `grads_x` and `grads_o` exist during backward only; `sink` is where held graphs will deliver.
+    """
+
+    x_needs_grad: bool
+    x: Ticket | None = None
+    o: Ticket | None = None
+    core_state: CoreState | None = None
+    graphs: dict[int, TileGraph] = field(default_factory=dict)
+    parameters: ParameterGradients | None = None
+    grads_x: Joined | None = None
+    grads_o: Joined | None = None
+
+    def x_sink(self, tile: Tile) -> Sink | None:
+        """Where a tile's gradient of x goes; None when x takes none."""
+        return (lambda grad: self._add(self.grads_x, tile, grad)) if self.x_needs_grad else None
+
+    def o_sink(self, tile: Tile) -> Sink:
+        """Where a tile's gradient of o goes."""
+        return lambda grad: self._add(self.grads_o, tile, grad)
+
+    @staticmethod
+    def _add(joined: Joined | None, tile: Tile, grad: Tensor) -> None:
+        assert joined is not None, "a tile's graph ran outside its layer's backward"
+        joined.add(tile, grad)
+
+
+@dataclass(kw_only=True, slots=True)
+class TiledForward:
+    """One call of one layer: its parts, and how to run it."""
+
+    split: SplitLayer
+    core: Core
+    policy: Policy
+    store: TensorStore
+    count: LayerCount
+    replay: Replay
+
+    @property
+    def total_tokens(self) -> int:
+        return self.policy.tiles[-1].stop
+
+    def run(self, x: Tensor, memory: LayerMemory | None) -> dict[str, Tensor]:
+        """Run on `x` ([batch, tokens, hidden]); without a memory nothing is kept. Returns y under "", aux by name."""
+        x = x.detach()
+        tier = self.policy.skeletal
+        with torch.no_grad():
+            frozen = {name: param.detach() for name, param in self.split.params.items()}
+            call = self._pre(x, frozen)
+            o, state = self.core.forward(call, tier if memory is not None else None)
+            del call
+            outputs = self._post(x, o, frozen, memory)
+            self.replay.advance()
+        if memory is not None:
+            memory.core_state = state
+            memory.x, memory.o = self.store.put(x, tier), self.store.put(o, tier)
+            self._count(x, o, state, tier)
+        return outputs
+
+    def _count(self, x: Tensor, o: Tensor, state: CoreState | None, tier: Tier) -> None:
+        self.count.calls += 1
+        self.count.tiles.update(self.policy.placements)
+        self.count.skeletal_bytes[tier] += nbytes(x) + nbytes(o) + (state.nbytes if state else 0)
+
+    def _pre(self, x: Tensor, params: Mapping[str, Tensor]) -> CoreCall:
+        joined = JoinedCall(self.total_tokens)
+        for tile in self.policy.tiles:
+            with self.replay.first(tile):
+                joined.write(tile, self.split.pre(tile_of(x, tile), tile, params))
+        return joined.value()
+
+    def _post(
+        self, x: Tensor, o: Tensor, params: Mapping[str, Tensor], memory: LayerMemory | None
+    ) -> dict[str, Tensor]:
+        joined: dict[str, Joined] = {}
+        for tile, placement in zip(self.policy.tiles, self.policy.placements, strict=True):
+            with self.replay.first(tile):
+                if memory is None or placement.tier is None:
+                    out = self.split.run(tile_of(x, tile), tile_of(o, tile), tile, params)
+                    parts = {"": out.y, **out.aux}
+                else:
+                    parts = self._record(x, o, tile, placement.tier, memory)
+            for name, part in parts.items():
+                joined.setdefault(name, Joined(self.total_tokens)).write(tile, part)
+        return {name: whole.value() for name, whole in joined.items()}
+
+    def _record(
+        self, x: Tensor, o: Tensor, tile: Tile, tier: Tier, memory: LayerMemory
+    ) -> dict[str, Tensor]:
+        # Held graphs end in these leaves, so backward must go on with them.
+        memory.parameters = memory.parameters or ParameterGradients(self.split.params)
+        leaves = memory.parameters.leaves
+        x_tile, o_tile = tile_of(x, tile), tile_of(o, tile)
+        constants = (*self.split.constants, *leaves.values())
+        recording = Recording(self.store, tier, {"x": x_tile, "o": o_tile}, constants)
+        with recording.recording():
+            graph, parts = trace(
+                self.split,
+                tile,
+                leaves,
+                (x_tile, memory.x_sink(tile)),
+                (o_tile, memory.o_sink(tile)),
+            )
+        graph.hold(recording)
+        self.count.stored_bytes[tier] += recording.nbytes
+        memory.graphs[tile.index] = graph
+        return parts
+
+
+class JoinedCall:
+    """The core's call for the whole sequence, joined from those of tiles."""
+
+    def __init__(self, total_tokens: int) -> None:
+        self._total_tokens = total_tokens
+        self._heads: list[Joined] = []
+        self._first: CoreCall | None = None
+
+    def write(self, tile: Tile, call: CoreCall) -> None:
+        if self._first is None:
+            self._first = CoreCall(heads=(), extras=call.extras, options=call.options)
+            self._heads = [Joined(self._total_tokens, dim=2) for _ in call.heads]
+        for joined, part in zip(self._heads, call.heads, strict=True):
+            joined.write(tile, part)
+
+    def value(self) -> CoreCall:
+        assert self._first is not None, "no tile was written"
+        heads = tuple(joined.value() for joined in self._heads)
+        return CoreCall(heads=heads, extras=self._first.extras, options=self._first.options)
