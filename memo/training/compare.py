@@ -46,17 +46,16 @@ def run_case(job: Job, *, on_step: OnStep) -> CaseResult:
 def _child(job: Job, errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
     """Start the worker with its job; whatever happens here, it does not outlive the block."""
     command = [sys.executable, "-m", "memo.training.worker"]
-    child = subprocess.Popen(
+    with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-    )
-    try:
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(asdict(job)))
-        child.stdin.close()
-        yield child
-    finally:
-        child.kill()
-        child.wait()
+    ) as child:
+        try:
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(asdict(job)))
+            child.stdin.close()
+            yield child
+        finally:
+            child.kill()
 
 
 def _with_event(result: CaseResult, event: dict[str, Any], on_step: OnStep) -> CaseResult:
