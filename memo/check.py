@@ -1,7 +1,9 @@
-"""The self-check: which layers can run tile by tile is proved on this model at wrap time, never guessed.
+"""The self-check: which layers can run tile by tile is proved on this model at wrap time, never
+guessed.
 
-Scope: for every kind of decoder layer, run one of them untiled and tiled on a few tokens, in float32 where a copy fits,
-and compare output and every gradient. A kind that differs, or that cannot be cut, runs whole, and its reason is told.
+Scope: for every kind of decoder layer, run one of them untiled and tiled on a few tokens, in
+float32 where a copy fits, and compare output and every gradient. A kind that differs, or that
+cannot be cut, runs whole, and its reason is told.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _TOKENS, _TILE_TOKENS, _BATCH = 11, 4, 2
 """Two rows and three tiles, the last one short: enough to see any mixing of tokens or rows."""
 
 _COPY_BYTES = 2 << 30
-"""Layers up to this size are checked on a float32 copy, where a real difference stands out from rounding."""
+"""Layers up to this size are checked on a float32 copy, where a real difference stands out from
+rounding.
+"""
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
@@ -67,7 +71,7 @@ def check_layers(model: nn.Module, samples: dict[str, nn.Module]) -> dict[str, L
         try:
             with Switch.of(model, attention=True).on(), Seam(core).entered():
                 ours = _capture(model, samples, ids)
-        except Exception as error:  # whatever a model's own code raises on a mask that is no tensor
+        except Exception as error:  # noqa: BLE001 - whatever a model's own code raises on a mask that is no tensor
             return dict.fromkeys(
                 samples, LayerMode(f"the model cannot take masks as ranges ({_brief(error)})")
             )
@@ -96,7 +100,7 @@ def _settle_mixed(
             with Switch.of(layer, attention=True).on(), Seam(core).entered():
                 y_ours = _run_plain(layer, _cast(ours[kind], dtype))
             same = _differs([y_ours], [y_plain], ["output"], dtype) is None
-        except Exception:  # any failure means the same: not under our masks
+        except Exception:  # noqa: BLE001 - any failure means the same: not under our masks
             same = False
         if not same:
             reason = f"{kind} beside it runs whole and cannot take masks as ranges"
@@ -109,7 +113,7 @@ def _check(layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionC
     expected, names = _gradients(layer, _cast(plain, dtype), None)
     try:
         got, _ = _gradients(layer, _cast(ours, dtype), core)
-    except Exception as error:  # a layer's own code may fail in any way on a tile
+    except Exception as error:  # noqa: BLE001 - a layer's own code may fail in any way on a tile
         return LayerMode(_brief(error))
     return LayerMode(_differs(got, expected, names, dtype))
 
@@ -164,16 +168,20 @@ def _differs(
     names: Sequence[str],
     dtype: torch.dtype,
 ) -> str | None:
-    tolerance = _TOLERANCE[dtype]
-    for name, a, b in zip(names, got, expected, strict=True):
-        if a is None and b is None:
-            continue
-        a, b = (torch.zeros_like(other) if t is None else t for t, other in ((a, b), (b, a)))  # type: ignore[arg-type]
-        scale = b.float().norm().clamp_min(1e-12)
-        error = float((a.float() - b.float()).norm() / scale)
-        if not error <= tolerance:
+    for name, ours, plain in zip(names, got, expected, strict=True):
+        error = _relative_error(ours, plain)
+        if not error <= _TOLERANCE[dtype]:
             return f"run tile by tile, its {name} is off by {error:.1e}"
     return None
+
+
+def _relative_error(ours: Tensor | None, plain: Tensor | None) -> float:
+    if ours is None or plain is None:
+        # No gradient is a gradient of zero.
+        other = ours if plain is None else plain
+        return 0.0 if other is None or not other.any() else float("inf")
+    scale = plain.float().norm().clamp_min(1e-12)
+    return float((ours.float() - plain.float()).norm() / scale)
 
 
 def _checkable(layer: nn.Module) -> tuple[nn.Module, torch.dtype]:

@@ -54,7 +54,7 @@ class LayerMode:
         return self.reason is None
 
 
-def _tile_tokens(value: int | Literal["auto"]) -> int | None:
+def _tile_tokens(value: object) -> int | None:
     if value == "auto":
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -62,8 +62,9 @@ def _tile_tokens(value: int | Literal["auto"]) -> int | None:
     return value
 
 
-def _fractions(value: PlacementLike) -> dict[Placement, float]:
-    takes = f"takes one of {_names(Placement)}, or fractions of the tiles such as {{'keep': 0.25, 'recompute': 0.75}}"
+def _fractions(value: object) -> dict[Placement, float]:
+    example = "{'keep': 0.25, 'recompute': 0.75}"
+    takes = f"takes one of {_names(Placement)}, or fractions of the tiles such as {example}"
     if isinstance(value, str):
         if value not in _values(Placement):
             raise ValueError(f"placement={value!r}: {takes}")
@@ -82,14 +83,14 @@ def _fraction(name: str, share: object) -> float:
     return float(share)
 
 
-def _skeletal(value: str) -> Tier:
+def _skeletal(value: object) -> Tier:
     names = {"keep": Tier.DEVICE, "host": Tier.HOST}
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         raise ValueError(f"skeletal={value!r}: takes one of {', '.join(map(repr, names))}")
     return names[value]
 
 
-def _flag(name: str, value: bool) -> bool:
+def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r}: takes True or False")
     return value

@@ -1,7 +1,8 @@
-"""A wrapped model's forward: whether this call is ours, and if so everything that it needs, put in place and taken back.
+"""A wrapped model's forward: whether this call is ours, and if so everything that it needs, put in
+place and taken back.
 
-Scope: deciding, and installing for the time of one call. While no call runs, nothing of the model is changed but the
-`forward` attribute itself, whose signature is the original's.
+Scope: deciding, and installing for the time of one call. While no call runs, nothing of the model
+is changed but the `forward` attribute itself, whose signature is the original's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from offload import MemoError
 
 
 class Entry:
-    """Takes the place of `model.forward` (an instance attribute, so that other models of the class are untouched)."""
+    """Takes the place of `model.forward` (an instance attribute, so that other models of the
+    class are untouched).
+    """
 
     def __init__(self, model: nn.Module, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
@@ -43,7 +46,9 @@ class Entry:
 
     @__wrapped__.setter
     def __wrapped__(self, value: Callable[..., Any]) -> None:
-        """`update_wrapper` sets it; it is derived, so that a deep copy of the model is bound to the copy."""
+        """`update_wrapper` sets it; it is derived, so that a deep copy of the model is bound to
+        the copy.
+        """
 
     def install(self) -> None:
         self.model.__dict__["forward"] = self
@@ -78,7 +83,9 @@ class Entry:
         return {**dict(zip(self._positional(args), args, strict=False)), **kwargs}
 
     def _is_ours(self, arguments: dict[str, Any]) -> bool:
-        """Training, and evaluation with labels; not generation, and nothing that works with a cache."""
+        """Training, and evaluation with labels; not generation, and nothing that works with a
+        cache.
+        """
         if arguments.get("past_key_values") is not None:
             if torch.is_grad_enabled() and self.model.training:
                 warn_once(
@@ -95,13 +102,15 @@ class Entry:
         asked = arguments.get("output_attentions")
         if asked or (asked is None and getattr(config, "output_attentions", False)):
             raise MemoError(
-                "output_attentions=True needs the matrix of attention weights, which memo never makes; "
+                "output_attentions=True needs the matrix of attention weights, which memo "
+                "never makes; "
                 "unwrap the model for this call"
             )
         mask = arguments.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim != 2 and self.runtime.has_tiled:
             raise MemoError(
-                f"attention_mask of shape {tuple(mask.shape)}: memo takes 2-D padding masks ([batch, tokens]), and "
+                f"attention_mask of shape {tuple(mask.shape)}: memo takes 2-D padding masks "
+                f"([batch, tokens]), and "
                 "position_ids that restart for packed documents"
             )
 
@@ -115,7 +124,8 @@ class Entry:
             if runtime.switch.is_checkpointing_asked:
                 warn_once(
                     runtime,
-                    "gradient checkpointing was enabled on a wrapped model: memo rebuilds activations already, so it "
+                    "gradient checkpointing was enabled on a wrapped model: memo rebuilds "
+                    "activations already, so it "
                     "is ignored",
                 )
             stack.enter_context(runtime.switch.on())

@@ -17,8 +17,8 @@ from memo.runtime import WrappedLayer
 def find_layers(model: nn.Module) -> list[WrappedLayer]:
     """The outermost decoder layers, each with its kind.
 
-    Layers of one class are of different kinds when their submodules or switches differ (hybrid models, sparse and
-    dense MLPs in one class): a kind is then named by its class and a number.
+    Layers of one class are of different kinds when their submodules or switches differ (hybrid
+    models, sparse and dense MLPs in one class): a kind is then named by its class and a number.
     """
     modules = _outermost_layers(model)
     kinds: dict[Hashable, str] = {}

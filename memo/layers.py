@@ -1,7 +1,8 @@
 """A Hugging Face decoder layer as the runtime's `SplitLayer`: its own forward, run on one tile.
 
-Scope: cutting the arguments of a layer's call into tiles, running the layer's forward on other parameters, and
-catching what its submodules report beside (router logits). Nothing of any model family stands here.
+Scope: cutting the arguments of a layer's call into tiles, running the layer's forward on other
+parameters, and catching what its submodules report beside (router logits). Nothing of any model
+family stands here.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class LayerArguments:
         return tensor if dim is None else tensor.narrow(dim, tile.start, tile.tokens)
 
     def _token_dim(self, tensor: Tensor) -> int | None:
-        # Vectors per token ([..., tokens, size]: rotary tables, inputs per layer) have tokens second to last; numbers
-        # per token ([..., tokens]: positions) have them last. The self-check finds layers that do otherwise.
+        # Vectors per token ([..., tokens, size]: rotary tables, inputs per layer) have tokens
+        # second to last; numbers per token ([..., tokens]: positions) have them last. The
+        # self-check finds layers that do otherwise.
         vectors = tensor.is_floating_point() or tensor.is_complex()
         for dim in (-2, -1) if vectors else (-1, -2):
             if tensor.ndim >= -dim and tensor.shape[dim] == self.total_tokens:
@@ -61,8 +63,9 @@ class LayerArguments:
 class HFLayer:
     """One call of a decoder layer, as `offload.SplitLayer`.
 
-    `collects` names what `transformers` captures from submodules during this forward ("router_logits"): captured per
-    tile it becomes an auxiliary output, `flat` where it came as [batch * tokens, ...].
+    `collects` names what `transformers` captures from submodules during this forward
+    ("router_logits"): captured per tile it becomes an auxiliary output, `flat` where it came as
+    [batch * tokens, ...].
     """
 
     layer: nn.Module
@@ -120,7 +123,9 @@ class HFLayer:
                 self.flat[key] = tensor.shape[:2] != (batch, tokens) or tensor.ndim < 3
                 if self.flat[key] and tensor.shape[0] != batch * tokens:
                     raise SplitError(f"{name} of shape {tuple(tensor.shape)} is not per token")
-                aux[key] = tensor.unflatten(0, (batch, tokens)) if self.flat[key] else tensor
+                aux[key] = (
+                    tensor.view(batch, tokens, *tensor.shape[1:]) if self.flat[key] else tensor
+                )
         return aux
 
     def output(self, y: Tensor) -> Any:
@@ -128,7 +133,9 @@ class HFLayer:
         return y if self.tuple_length is None else (y, *[None] * (self.tuple_length - 1))
 
     def report_auxiliary(self, aux: Mapping[str, Tensor]) -> None:
-        """Hand whole auxiliary outputs to transformers' collector, as the layer's own modules would have."""
+        """Hand whole auxiliary outputs to transformers' collector, as the layer's own modules
+        would have.
+        """
         collector = output_capturing._active_collector.get()
         for key, tensor in aux.items():
             whole = tensor.flatten(0, 1) if self.flat[key] else tensor

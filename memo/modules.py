@@ -13,7 +13,9 @@ from torch.func import functional_call
 
 
 class PlainForward(nn.Module):
-    """Holds a module and calls its class's forward: calling the module itself would run its hooks, once per tile."""
+    """Holds a module and calls its class's forward: calling the module itself would run its
+    hooks, once per tile.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -20,7 +20,9 @@ from offload import Placement, Tier
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindReport:
-    """Layers of one class. Tiles and bytes are sums over layer calls with a backward, since the last reset."""
+    """Layers of one class. Tiles and bytes are sums over layer calls with a backward, since the
+    last reset.
+    """
 
     kind: str
     layers: int
@@ -34,8 +36,10 @@ class KindReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier; `device_peak_bytes` is
-    the whole process's on its CUDA device, None without one. `notes` are fallbacks and refusals, with how often."""
+    """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier;
+    `device_peak_bytes` is the whole process's on its CUDA device, None without one. `notes` are
+    fallbacks and refusals, with how often.
+    """
 
     tile_tokens: int | None
     kinds: tuple[KindReport, ...]

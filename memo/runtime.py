@@ -1,7 +1,7 @@
 """What a wrapped model carries: how its layers run, the store, and the counts.
 
-Scope: running one layer call by the options. When a forward is ours at all is `entry.py`'s business, which layers can be
-cut is found by `check.py`.
+Scope: running one layer call by the options. When a forward is ours at all is `entry.py`'s
+business, which layers can be cut is found by `check.py`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from offload import (
 
 @dataclass(frozen=True, slots=True)
 class WrappedLayer:
-    """A decoder layer of the model: `kind` names its class (with what tells apart kinds of one class), `index` counts
-    within the kind."""
+    """A decoder layer of the model: `kind` names its class (with what tells apart kinds of one
+    class), `index` counts within the kind.
+    """
 
     module: nn.Module
     kind: str

@@ -1,7 +1,8 @@
 """Turning a model's configs to memo's attention while its layers run, and back.
 
-Scope: the few attributes of a model that are changed for the time of a forward or of a tile's run. Outside that time the
-model is what it was, so that generation, saving and everything else are untouched.
+Scope: the few attributes of a model that are changed for the time of a forward or of a tile's run.
+Outside that time the model is what it was, so that generation, saving and everything else are
+untouched.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from offload import MemoError
 class Switch:
     """Counted, so that a forward within a forward leaves things as the outer one needs them.
 
-    `configs` get our attention implementation; modules whose `gradient_checkpointing` is set are told not to, for
-    Hugging Face's checkpointing (enabled after `wrap`, by a Trainer's argument say) would rebuild what memo rebuilds.
+    `configs` get our attention implementation; modules whose `gradient_checkpointing` is set are
+    told not to, for Hugging Face's checkpointing (enabled after `wrap`, by a Trainer's argument
+    say) would rebuild what memo rebuilds.
     """
 
     configs: list[Any]
@@ -33,7 +35,9 @@ class Switch:
 
     @classmethod
     def of(cls, model: nn.Module, *, attention: bool) -> Switch:
-        """`attention` False: only checkpointing is turned off (a model none of whose layers are tiled)."""
+        """`attention` False: only checkpointing is turned off (a model none of whose layers are
+        tiled).
+        """
         configs = {
             id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None
         }
@@ -76,7 +80,9 @@ class Switch:
 
 @dataclass(slots=True)
 class OneThread:
-    """Refuses a second thread while a first is inside. (A lock could not be deep-copied with its model.)"""
+    """Refuses a second thread while a first is inside. (A lock could not be deep-copied with its
+    model.)
+    """
 
     _owner: dict[str, int] = field(default_factory=dict)
 

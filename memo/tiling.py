@@ -11,8 +11,10 @@ _MIN_TOKENS = 256
 """Matmuls of fewer rows leave matmul units idle."""
 
 _TILE_BYTES = {"cpu": 32 << 20}
-"""Bytes that one tile's widest tensors may take, by device type. On a CPU tiles that stay near the caches are faster
-than large ones (measured with benchmarks/context.py); an accelerator needs large ones to be busy."""
+"""Bytes that one tile's widest tensors may take, by device type. On a CPU tiles that stay near the
+caches are faster than large ones (measured with benchmarks/context.py); an accelerator needs large
+ones to be busy.
+"""
 
 _ACCELERATOR_TILE_BYTES = 512 << 20
 
@@ -22,7 +24,8 @@ def auto_tile_tokens(x: Tensor, layer: nn.Module) -> int:
 
     Args:
         x: the layer's input, [batch, tokens, hidden].
-        layer: its widest weight tells how wide a token gets inside (the MLP's intermediate size, mostly).
+        layer: its widest weight tells how wide a token gets inside (the MLP's intermediate size,
+            mostly).
     """
     widest = max((max(p.shape) for p in layer.parameters() if p.ndim == 2), default=x.shape[-1])
     token_bytes = x.shape[0] * widest * x.element_size()

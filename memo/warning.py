@@ -10,7 +10,9 @@ from typing import Protocol
 
 
 class MemoWarning(UserWarning):
-    """Something was asked that runs in another way than one would expect; the message says which and why."""
+    """Something was asked that runs in another way than one would expect; the message says which
+    and why.
+    """
 
 
 class Notes(Protocol):

@@ -31,14 +31,18 @@ def wrap(
     skeletal: str = "keep",
     tiled_loss: bool = True,
 ) -> ModelT:
-    """Let a Hugging Face model train on long sequences; returns the same object, to be trained as before.
+    """Let a Hugging Face model train on long sequences; returns the same object, to be trained as
+    before.
 
     Args:
         model: a causal LM of transformers, its body alone, or either inside PEFT.
-        tile_tokens: tokens that a layer's token-wise parts are run on at a time; "auto" chooses by the shapes.
-        placement: where the tensors that backward could rebuild are until then: "keep" (on the device), "host",
-            "recompute" (nowhere), or fractions of the tiles such as {"host": 0.25, "recompute": 0.75}.
-        skeletal: where layer inputs and attention outputs are, which are never recomputed: "keep" or "host".
+        tile_tokens: tokens that a layer's token-wise parts are run on at a time; "auto" chooses by
+            the shapes.
+        placement: where the tensors that backward could rebuild are until then: "keep" (on the
+            device), "host", "recompute" (nowhere), or fractions of the tiles such as {"host": 0.25,
+            "recompute": 0.75}.
+        skeletal: where layer inputs and attention outputs are, which are never recomputed: "keep"
+            or "host".
         tiled_loss: compute head and loss tile by tile, so that logits are never whole.
 
     Raises:
@@ -103,7 +107,9 @@ def _runtime_or_none(root: nn.Module) -> Runtime | None:
 
 
 def _root(model: nn.Module) -> nn.Module:
-    """The outermost Hugging Face model: `model` itself, or the one within PEFT's or another wrapper."""
+    """The outermost Hugging Face model: `model` itself, or the one within PEFT's or another
+    wrapper.
+    """
     if not isinstance(model, nn.Module):
         raise MemoError(f"memo wraps Hugging Face models, not a {type(model).__name__}")
     for module in model.modules():

@@ -1,7 +1,8 @@
-"""The runtime: layers run tile by tile, and tensors that wait for backward lie where the policy says.
+"""The runtime: layers run tile by tile, and tensors that wait for backward lie where the policy
+says.
 
-Read `contracts.py` first, then `layer.py`, `forward.py` and `backward.py`. This package knows torch, nothing of
-transformers, and nothing of planning.
+Read `contracts.py` first, then `layer.py`, `forward.py` and `backward.py`. This package knows
+torch, nothing of transformers, and nothing of planning.
 """
 
 from offload.contracts import (

@@ -1,7 +1,8 @@
 """A layer's backward: every tile from its end, `core`'s backward, then every tile's `pre`.
 
-Scope: the order of backward. A tile whose graph was not held is run again here; its `pre` is run once more after the
-core's backward, which costs a few percent of a layer's matmuls and saves holding the graphs of all tiles at once.
+Scope: the order of backward. A tile whose graph was not held is run again here; its `pre` is run
+once more after the core's backward, which costs a few percent of a layer's matmuls and saves
+holding the graphs of all tiles at once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class TiledBackward:
         return self.layer.policy.tiles
 
     def run(self, grads: Sequence[Tensor]) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-        """From gradients of y and of the auxiliary outputs to those of x and of the parameters, in their order."""
+        """From gradients of y and of the auxiliary outputs to those of x and of the parameters,
+        in their order.
+        """
         memory, total = self.memory, self.layer.total_tokens
         memory.parameters = memory.parameters or ParameterGradients(self._split.params)
         memory.grads_x, memory.grads_o = Joined(total), Joined(total)
@@ -44,7 +47,9 @@ class TiledBackward:
 
     def _run(self, grads: Sequence[Tensor]) -> None:
         store, memory = self.layer.store, self.memory
-        assert memory.x is not None and memory.o is not None and memory.core_state is not None
+        assert memory.x is not None
+        assert memory.o is not None
+        assert memory.core_state is not None
         x, o, state = store.get(memory.x), store.get(memory.o), memory.core_state
         memory.x = memory.o = memory.core_state = None
         call = self._post(x, o, grads)
@@ -57,7 +62,9 @@ class TiledBackward:
         self._pre(x, *call_grads)
 
     def _post(self, x: Tensor, o: Tensor, grads: Sequence[Tensor]) -> CoreCall | None:
-        """Every tile from its end; returns the rebuilt q, k, v, or None when no gradient goes through the core."""
+        """Every tile from its end; returns the rebuilt q, k, v, or None when no gradient goes
+        through the core.
+        """
         joined = JoinedCall(self.layer.total_tokens)
         reaches_core = False
         for tile in self._tiles:
@@ -77,7 +84,9 @@ class TiledBackward:
     def _pre(
         self, x: Tensor, head_grads: tuple[Tensor, ...], extra_grads: tuple[Tensor | None, ...]
     ) -> None:
-        """Every tile's `pre`; the extras are no function of tokens, so only the first tile carries their gradients."""
+        """Every tile's `pre`; the extras are no function of tokens, so only the first tile
+        carries their gradients.
+        """
         for tile in self._tiles:
             x_tile = tile_of(x, tile)
             graph = self.memory.graphs.pop(tile.index, None) or self._trace_pre(tile, x_tile)

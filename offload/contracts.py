@@ -1,7 +1,9 @@
-"""What the runtime's parts say to each other: placements, tiles, and the protocols of a split layer.
+"""What the runtime's parts say to each other: placements, tiles, and the protocols of a split
+layer.
 
-Scope: plain data and protocols, no algorithm. `offload` knows torch and nothing of transformers: how a layer is cut
-at attention is somebody else's business, told through `SplitLayer` and `Core`. Later tiers join `Tier`.
+Scope: plain data and protocols, no algorithm. `offload` knows torch and nothing of transformers:
+how a layer is cut at attention is somebody else's business, told through `SplitLayer` and `Core`.
+Later tiers join `Tier`.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from torch import Tensor
 
 
 class MemoError(RuntimeError):
-    """What memo cannot do as asked; the message says what happened and what to do. All of memo's errors are of it,
-    but for bad argument values, which are `ValueError`."""
+    """What memo cannot do as asked; the message says what happened and what to do. All of memo's
+    errors are of it, but for bad argument values, which are `ValueError`.
+    """
 
 
 class Tier(StrEnum):
@@ -55,10 +58,12 @@ class Tile:
 
 @dataclass(kw_only=True, slots=True)
 class CoreCall:
-    """What a layer hands to attention: for one tile as traced, for the whole sequence once assembled.
+    """What a layer hands to attention: for one tile as traced, for the whole sequence once
+    assembled.
 
-    `heads` are q, k, v as [batch, heads, tokens, head_dim]; `extras` are tensors that are no function of tokens but
-    may take a gradient (attention sinks); `options` is whatever else the core needs and is the same for all tiles.
+    `heads` are q, k, v as [batch, heads, tokens, head_dim]; `extras` are tensors that are no
+    function of tokens but may take a gradient (attention sinks); `options` is whatever else the
+    core needs and is the same for all tiles.
     """
 
     heads: tuple[Tensor, ...]
@@ -68,7 +73,9 @@ class CoreCall:
 
 @dataclass(kw_only=True, slots=True)
 class TileOutput:
-    """One tile run to its end: `y` as [batch, tokens, hidden]; `aux` (router logits, ...) as [batch, tokens, ...]."""
+    """One tile run to its end: `y` as [batch, tokens, hidden]; `aux` (router logits, ...) as
+    [batch, tokens, ...].
+    """
 
     y: Tensor
     aux: dict[str, Tensor] = field(default_factory=dict)
@@ -78,7 +85,8 @@ class TileOutput:
 class SplitLayer(Protocol):
     """A layer whose forward can be stopped at attention, or answered there and run to the end.
 
-    Both methods run under the grad mode that they are called in; `params` replaces the layer's own parameters.
+    Both methods run under the grad mode that they are called in; `params` replaces the layer's own
+    parameters.
     """
 
     @property
@@ -87,7 +95,9 @@ class SplitLayer(Protocol):
 
     @property
     def constants(self) -> Sequence[Tensor]:
-        """Tensors that outlive the call (buffers, rotary tables): referenced when autograd saves them, never moved."""
+        """Tensors that outlive the call (buffers, rotary tables): referenced when autograd saves
+        them, never moved.
+        """
 
     def pre(self, x: Tensor, tile: Tile, params: Mapping[str, Tensor]) -> CoreCall:
         """Run up to attention. `x`: [batch, tile tokens, hidden]."""
@@ -107,7 +117,9 @@ class Core(Protocol):
     """Attention over the whole sequence, its forward run once, its inputs rebuilt for backward."""
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, CoreState | None]:
-        """Return `o` as [batch, tokens, heads, head_dim] and the state, held in `tier`; None: no backward will come."""
+        """Return `o` as [batch, tokens, heads, head_dim] and the state, held in `tier`; None: no
+        backward will come.
+        """
 
     def backward(
         self, grad_o: Tensor, call: CoreCall, o: Tensor, state: CoreState

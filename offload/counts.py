@@ -13,8 +13,9 @@ from offload.contracts import Placement, Tier
 
 @dataclass(slots=True)
 class LayerCount:
-    """Counts of one layer class since the last reset: layer calls that will have a backward, their tiles by
-    placement, and the bytes of rebuildable tensors that were stored by tier."""
+    """Counts of one layer class since the last reset: layer calls that will have a backward, their
+    tiles by placement, and the bytes of rebuildable tensors that were stored by tier.
+    """
 
     calls: int = 0
     tiles: Counter[Placement] = field(default_factory=Counter)

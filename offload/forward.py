@@ -23,7 +23,8 @@ from offload.tiles import Joined, tile_of
 
 @dataclass(slots=True)
 class LayerMemory:
-    """What a layer's forward leaves for its backward: the skeletal tensors, and the graphs of tiles that are held.
+    """What a layer's forward leaves for its backward: the skeletal tensors, and the graphs of tiles
+    that are held.
 
     `grads_x` and `grads_o` exist during backward only; `sink` is where held graphs will deliver.
     """
@@ -67,7 +68,9 @@ class TiledForward:
         return self.policy.tiles[-1].stop
 
     def run(self, x: Tensor, memory: LayerMemory | None) -> dict[str, Tensor]:
-        """Run on `x` ([batch, tokens, hidden]); without a memory nothing is kept. Returns y under "", aux by name."""
+        """Run on `x` ([batch, tokens, hidden]); without a memory nothing is kept. Returns y
+        under "", aux by name.
+        """
         x = x.detach()
         tier = self.policy.skeletal
         with torch.no_grad():

@@ -1,7 +1,8 @@
 """Parameter gradients accumulated over tiles, returned once per layer.
 
-Scope: leaf views that tiles run on, and the sums over tiles. A sum over many bf16 tiles must keep what one untiled
-matmul keeps in its float32 accumulator, so half-precision gradients are summed in float32 and rounded once.
+Scope: leaf views that tiles run on, and the sums over tiles. A sum over many bf16 tiles must keep
+what one untiled matmul keeps in its float32 accumulator, so half-precision gradients are summed in
+float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from offload.contracts import GRADIENT_DTYPES
 
 @dataclass(slots=True)
 class ParameterGradients:
-    """Leaf views of `params` by name, whose gradients are summed here and never reach the parameters' `.grad`."""
+    """Leaf views of `params` by name, whose gradients are summed here and never reach the
+    parameters' `.grad`.
+    """
 
     params: Mapping[str, Tensor]
     leaves: dict[str, Tensor] = field(init=False)
@@ -32,7 +35,8 @@ class ParameterGradients:
         return leaf
 
     def _widen(self, name: str, leaf: Tensor) -> None:
-        # Called as soon as one parameter's gradient of one tile is there, so that no two of them wait in memory.
+        # Called as soon as one parameter's gradient of one tile is there, so that no two of them
+        # wait in memory.
         grad, leaf.grad = leaf.grad, None
         assert grad is not None
         if name in self._wide:
@@ -41,7 +45,9 @@ class ParameterGradients:
             self._wide[name] = grad.to(GRADIENT_DTYPES[leaf.dtype])
 
     def collect(self) -> tuple[Tensor | None, ...]:
-        """The sums in the parameters' dtypes and order, None where no tile gave a gradient; forgets them."""
+        """The sums in the parameters' dtypes and order, None where no tile gave a gradient;
+        forgets them.
+        """
         return tuple(self._collect(name, leaf) for name, leaf in self.leaves.items())
 
     def collect_wide(self) -> tuple[Tensor | None, ...]:

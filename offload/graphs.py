@@ -1,4 +1,5 @@
-"""One tile's graph: traced and run backward at once, or traced in forward, held in a tier, and run backward later.
+"""One tile's graph: traced and run backward at once, or traced in forward, held in a tier, and run
+backward later.
 
 Scope: `TileGraph`. The order of tiles and what happens between them is the layer's.
 """
@@ -31,7 +32,9 @@ class HeldCall:
 
 @dataclass(slots=True)
 class TileGraph:
-    """A tile's graph from x, o and the parameters to its outputs (y first) and to q, k, v and the extras."""
+    """A tile's graph from x, o and the parameters to its outputs (y first) and to q, k, v and
+    the extras.
+    """
 
     outputs: list[Outlet | None]
     call_outlets: list[Outlet | None]
@@ -44,7 +47,9 @@ class TileGraph:
         return any(outlet is not None for outlet in self.call_outlets)
 
     def hold(self, recording: Recording) -> None:
-        """Let `recording`, under which this graph was traced, hold q, k, v and extras too; seals it."""
+        """Let `recording`, under which this graph was traced, hold q, k, v and extras too; seals
+        it.
+        """
         assert isinstance(self.call, CoreCall)
         heads, extras = (
             tuple(map(recording.hold, part)) for part in (self.call.heads, self.call.extras)
@@ -82,7 +87,8 @@ def trace(
     x: tuple[Tensor, Sink | None],
     o: tuple[Tensor, Sink],
 ) -> tuple[TileGraph, dict[str, Tensor]]:
-    """Run a tile to its end; return its graph and its outputs without graph: y under "", the auxiliary by name.
+    """Run a tile to its end; return its graph and its outputs without graph: y under "", the
+    auxiliary by name.
 
     x without a sink takes no gradient.
     """

@@ -1,8 +1,11 @@
-"""The tiled layer: one autograd Function for a whole decoder layer, run tile by tile in both directions.
+"""The tiled layer: one autograd Function for a whole decoder layer, run tile by tile in both
+directions.
 
-Scope: the Function, and what forward leaves for backward. The two directions are `forward.py` and `backward.py`.
+Scope: the Function, and what forward leaves for backward. The two directions are `forward.py` and
+    `backward.py`.
 
-Every placement runs the same operations on the same values in the same order, so gradients are equal bit by bit.
+Every placement runs the same operations on the same values in the same order, so gradients are
+equal bit by bit.
 """
 
 from __future__ import annotations
@@ -22,14 +25,14 @@ from offload.forward import LayerMemory, TiledForward
 def run_tiled(forward: TiledForward, x: Tensor) -> dict[str, Tensor]:
     """Run one call of one layer on `x` ([batch, tokens, hidden]).
 
-    Returns y under "" and the auxiliary outputs by name, all [batch, tokens, ...]. When nothing takes a gradient,
-    nothing is kept.
+    Returns y under "" and the auxiliary outputs by name, all [batch, tokens, ...]. When nothing
+    takes a gradient, nothing is kept.
     """
     params = tuple(forward.split.params.values())
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params))):
         return forward.run(x, None)
     names: list[str] = []
-    outputs = _TiledLayer.apply(forward, names, x, *params)
+    outputs = _TiledLayer.apply(forward, names, x, *params)  # type: ignore[no-untyped-call]
     return dict(zip(names, outputs, strict=True))
 
 
@@ -50,7 +53,8 @@ class _TiledLayer(torch.autograd.Function):
         memory, ctx.memory = ctx.memory, None
         if memory is None:
             raise MemoError(
-                "backward ran a second time through a wrapped layer, whose tensors the first one freed: "
+                "backward ran a second time through a wrapped layer, whose tensors the "
+                "first one freed: "
                 "add the losses and run backward once, or run the forward again"
             )
         grad_x, grad_params = TiledBackward(ctx.forward_run, memory).run(grads)

@@ -1,11 +1,14 @@
-"""Graphs whose tensors lie elsewhere: what autograd saves is packed into a store, and rebuilt when backward comes.
+"""Graphs whose tensors lie elsewhere: what autograd saves is packed into a store, and rebuilt when
+backward comes.
 
-Scope: `Recording` (saved-tensor hooks) and the two ends of such a graph, `inlet` and `outlet`, which let a graph live
-on without holding the tensors that went in or came out. Non-scope: when to record and where the bytes go.
+Scope: `Recording` (saved-tensor hooks) and the two ends of such a graph, `inlet` and `outlet`,
+which let a graph live on without holding the tensors that went in or came out. Non-scope: when to
+record and where the bytes go.
 
 Three kinds of tensors are saved by a graph:
 
-- views of a *source* (the tile of `x`, q, k, v): rebuilt from a source of the same layout given at backward;
+- views of a *source* (the tile of `x`, q, k, v): rebuilt from a source of the same layout given at
+  backward;
 - views of a *constant* (parameters, buffers, rotary tables): referenced, for they live on anyway;
 - all others: their storage is stored, once however many views of it are saved.
 """
@@ -24,12 +27,16 @@ from offload.contracts import Tier
 from offload.store import TensorStore, Ticket
 
 _SMALL_BYTES = 4096
-"""Storages up to this size (scalars, seeds) stay on the device: moving one costs more than it frees."""
+"""Storages up to this size (scalars, seeds) stay on the device: moving one costs more than it
+frees.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """How a tensor lies in its storage. `offset` counts elements, relative to a source's own offset."""
+    """How a tensor lies in its storage. `offset` counts elements, relative to a source's own
+    offset.
+    """
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -38,9 +45,8 @@ class _View:
 
     @classmethod
     def of(cls, tensor: Tensor, base_offset: int = 0) -> _View:
-        return cls(
-            tensor.shape, tensor.stride(), tensor.storage_offset() - base_offset, tensor.dtype
-        )
+        offset = int(tensor.storage_offset()) - base_offset
+        return cls(tensor.shape, tensor.stride(), offset, tensor.dtype)
 
     def restore(self, base: Tensor) -> Tensor:
         return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
@@ -54,7 +60,9 @@ class _OfSource:
 
 @dataclass(slots=True)
 class _OfStorage:
-    """A view of a storage that this recording holds; `alias` replaces it when the same values live on elsewhere."""
+    """A view of a storage that this recording holds; `alias` replaces it when the same values
+    live on elsewhere.
+    """
 
     key: int
     view: _View
@@ -69,7 +77,8 @@ Packed = Tensor | _OfSource | _OfStorage
 class Recording:
     """What one run's graph saved.
 
-    `sources` are known tensors by name; until `seal` they must be alive, afterwards only the names matter.
+    `sources` are known tensors by name; until `seal` they must be alive, afterwards only the names
+    matter.
     """
 
     store: TensorStore
@@ -109,20 +118,25 @@ class Recording:
         return packed
 
     def _pack_source(self, tensor: Tensor, names: list[str]) -> _OfSource | None:
-        # Sources may share a storage (a fused qkv projection, a batch's x): the one that starts last before the view
-        # holds it. A view in another dtype (complex) cannot be restored from the source by strides alone.
+        # Sources may share a storage (a fused qkv projection, a batch's x): the one that starts
+        # last before the view holds it. A view in another dtype (complex) cannot be restored from
+        # the source by strides alone.
         before = [n for n in names if self.sources[n].storage_offset() <= tensor.storage_offset()]
         if not before or self.sources[before[0]].dtype != tensor.dtype:
             return None
         name = max(before, key=lambda n: self.sources[n].storage_offset())
-        return _OfSource(name, _View.of(tensor, self.sources[name].storage_offset()))
+        return _OfSource(name, _View.of(tensor, int(self.sources[name].storage_offset())))
 
     def hold(self, tensor: Tensor) -> Packed:
-        """Hold a tensor that autograd did not save, beside those that it did; give the result to `unpack`."""
+        """Hold a tensor that autograd did not save, beside those that it did; give the result to
+        `unpack`.
+        """
         return self.pack(tensor.detach())
 
     def alias(self, tensor: Tensor, name: str) -> None:
-        """Say that `tensor`, as saved by the graph, will be the source `name` in backward: it need not be stored."""
+        """Say that `tensor`, as saved by the graph, will be the source `name` in backward: it
+        need not be stored.
+        """
         for packed in self._views:
             whole = packed.view.shape == tensor.shape and packed.view.stride == tensor.stride()
             if packed.key == _key(tensor) and whole:
@@ -152,7 +166,8 @@ class Recording:
 
     @contextmanager
     def bound(self, sources: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run backward inside: `sources` stand for those of the recording; loaded storages are shared until the end.
+        """Run backward inside: `sources` stand for those of the recording; loaded storages are
+        shared until the end.
 
         A recording without sources or aliases needs none of this; each view then loads its storage.
         """
@@ -226,12 +241,13 @@ Sink = Callable[[Tensor], None]
 
 
 def inlet(value: Tensor, sink: Sink) -> Tensor:
-    """`value` as the start of a graph: its gradient is given to `sink`, and the graph does not hold its storage.
+    """`value` as the start of a graph: its gradient is given to `sink`, and the graph does not hold
+    its storage.
 
     (A leaf's AccumulateGrad node would.)
     """
     anchor = torch.zeros((), requires_grad=True, device=value.device)
-    result: Tensor = _Inlet.apply(anchor, value, sink)
+    result: Tensor = _Inlet.apply(anchor, value, sink)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -239,8 +255,8 @@ def inlet(value: Tensor, sink: Sink) -> Tensor:
 class Outlet:
     """The end of a graph, which can be run backward later without its output being held.
 
-    A handle of no size stands in for the output; `backward` accepts such handles in every torch that we support,
-    while gradient edges as roots are newer.
+    A handle of no size stands in for the output; `backward` accepts such handles in every torch
+    that we support, while gradient edges as roots are newer.
     """
 
     handle: Tensor
@@ -252,13 +268,15 @@ class Outlet:
         if not value.requires_grad:
             return None
         slot: list[Tensor] = []
-        return cls(_Outlet.apply(value, slot), slot)
+        return cls(_Outlet.apply(value, slot), slot)  # type: ignore[no-untyped-call]
 
 
 def run_backward(
     outlets: Iterable[Outlet | None], grads: Iterable[Tensor | None], *, keep_graph: bool
 ) -> None:
-    """Run the graphs behind `outlets` backward; those without an outlet or a gradient take no part."""
+    """Run the graphs behind `outlets` backward; those without an outlet or a gradient take no
+    part.
+    """
     roots = []
     for outlet, grad in zip(outlets, grads, strict=True):
         if outlet is not None and grad is not None:

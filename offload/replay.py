@@ -1,7 +1,8 @@
 """The state that a recomputation must find again: random numbers and autocast.
 
-Scope: capture at forward, restore around each tile. Every tile has a seed of its own, so that a tile's two runs (up to
-attention, and to the end) draw the same numbers while no two tiles share theirs.
+Scope: capture at forward, restore around each tile. Every tile has a seed of its own, so that a
+tile's two runs (up to attention, and to the end) draw the same numbers while no two tiles share
+theirs.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class AutocastState:
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:
+    # A tensor's device always has its index.
     generators = [torch.default_generator]
     if device.type == "cuda":
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        generators.append(torch.cuda.default_generators[index])
+        generators.append(torch.cuda.default_generators[device.index])
     return generators
 
 
@@ -51,9 +52,10 @@ def _generators(device: torch.device) -> list[torch.Generator]:
 class Replay:
     """Random numbers and autocast of one layer call.
 
-    `draws` turns true when the first tile's runs were seen to draw random numbers. Until a layer draws, the caller's
-    generators are left as they were, so wrapping a model without dropout changes no random number of the program; a
-    layer that draws advances the CPU generator by one number, and its tiles' seeds follow from that one.
+    `draws` turns true when the first tile's runs were seen to draw random numbers. Until a layer
+    draws, the caller's generators are left as they were, so wrapping a model without dropout
+    changes no random number of the program; a layer that draws advances the CPU generator by one
+    number, and its tiles' seeds follow from that one.
     """
 
     device: torch.device

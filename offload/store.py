@@ -1,7 +1,7 @@
 """The tensor store: tensors leave the device for a tier and come back, and every byte is counted.
 
-Scope: holding and counting. Which tensor goes where is the policy's business; overlap of the copies is the transfer
-engine's. A tier is anything with `save` and `load` (`TierStore`).
+Scope: holding and counting. Which tensor goes where is the policy's business; overlap of the copies
+is the transfer engine's. A tier is anything with `save` and `load` (`TierStore`).
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Ticket:
 class TensorStore:
     """Stores tensors in tiers.
 
-    `counts` are kept per tier; on a machine whose device is the CPU, DEVICE and HOST are the same memory but are
-    counted apart, as they would be beside a GPU.
+    `counts` are kept per tier; on a machine whose device is the CPU, DEVICE and HOST are the same
+    memory but are counted apart, as they would be beside a GPU.
     """
 
     tiers: dict[Tier, TierStore] = field(

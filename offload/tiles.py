@@ -26,9 +26,9 @@ def split_tokens(total_tokens: int, tile_tokens: int) -> tuple[Tile, ...]:
 def spread_placements(count: int, fractions: Mapping[Placement, float]) -> tuple[Placement, ...]:
     """A placement for each of `count` tiles, every kind as even as its fraction allows.
 
-    The number of tiles of a kind is its fraction rounded by largest remainder, and kinds are interleaved, so that
-    copies of some tiles have the compute of others to hide behind. (MEMO's alpha, SIGMOD 2025, section 4.1, is the
-    share that is not RECOMPUTE.)
+    The number of tiles of a kind is its fraction rounded by largest remainder, and kinds are
+    interleaved, so that copies of some tiles have the compute of others to hide behind. (MEMO's
+    alpha, SIGMOD 2025, section 4.1, is the share that is not RECOMPUTE.)
     """
     quotas = _largest_remainder(count, fractions)
     placed: dict[Placement, int] = dict.fromkeys(quotas, 0)
@@ -49,7 +49,9 @@ def _largest_remainder(count: int, fractions: Mapping[Placement, float]) -> dict
 
 
 def tile_of(tensor: Tensor, tile: Tile, dim: int = 1) -> Tensor:
-    """The tile's part, contiguous when tokens are dim 1: a tile then lies in memory alike wherever it comes from."""
+    """The tile's part, contiguous when tokens are dim 1: a tile then lies in memory alike
+    wherever it comes from.
+    """
     part = tensor.narrow(dim, tile.start, tile.tokens)
     return part.contiguous() if dim == 1 else part
 
@@ -58,8 +60,9 @@ def tile_of(tensor: Tensor, tile: Tile, dim: int = 1) -> Tensor:
 class Joined:
     """Parts of tiles joined along the token dim into one tensor, allocated with the first part.
 
-    Tokens follow the batch in memory whatever dim they are, so that q, k and v ([batch, heads, tokens, head_dim]) lie
-    as projections wrote them and attention kernels like them. One tile that is the whole is not copied.
+    Tokens follow the batch in memory whatever dim they are, so that q, k and v ([batch, heads,
+    tokens, head_dim]) lie as projections wrote them and attention kernels like them. One tile that
+    is the whole is not copied.
     """
 
     total_tokens: int

@@ -1,4 +1,5 @@
-"""A layer that cannot be cut: run whole, its saved tensors kept, stored in a tier, or rebuilt by a second run.
+"""A layer that cannot be cut: run whole, its saved tensors kept, stored in a tier, or rebuilt by a
+second run.
 
 Scope: placement of one layer call as a single tile, with torch's own checkpointing for RECOMPUTE.
 """

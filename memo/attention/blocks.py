@@ -1,7 +1,8 @@
-"""Cutting a range mask into blocks that attention kernels know: causal squares, rectangles and bands.
+"""Cutting a range mask into blocks that attention kernels know: causal squares, rectangles and
+bands.
 
-Scope: arithmetic. A block's mask is nothing, `is_causal`, or one small band of [queries, keys] that blocks of the same
-shape share.
+Scope: arithmetic. A block's mask is nothing, `is_causal`, or one small band of [queries, keys] that
+blocks of the same shape share.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _MIN_BAND_QUERIES = 128
 class Block:
     """Queries `[q)` of sequences `[rows)` that see keys in `[k)`.
 
-    `causal`: query i sees keys up to i, both counted in the sequence; `window`: at most so many back, itself included.
+    `causal`: query i sees keys up to i, both counted in the sequence; `window`: at most so many
+    back, itself included.
     """
 
     rows: Range
@@ -45,7 +47,9 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Queries, keys, and how far queries start behind keys: blocks of one shape share a band."""
+        """Queries, keys, and how far queries start behind keys: blocks of one shape share a
+        band.
+        """
         return self.q[1] - self.q[0], self.k[1] - self.k[0], self.q[0] - self.k[0]
 
     def allowed(self, device: torch.device) -> Tensor:
@@ -86,8 +90,8 @@ def _spans(row: Row, mask: RangeMask) -> Iterator[tuple[Range, Range]]:
             last = (first, min(first + step, stop))
             yield last, last
     if last is not None and last[1] < mask.tokens and mask.chunk is None:
-        # Padding on the right sees the tokens before it, as it does under SDPA with a mask: its outputs are
-        # meaningless, but a loss that counts them must be the unwrapped model's.
+        # Padding on the right sees the tokens before it, as it does under SDPA with a mask: its
+        # outputs are meaningless, but a loss that counts them must be the unwrapped model's.
         yield (last[1], mask.tokens), last
 
 

@@ -1,8 +1,9 @@
-"""A plain-torch attention kernel for what fused ones cannot do: soft-capping, sinks, dropout on the CPU.
+"""A plain-torch attention kernel for what fused ones cannot do: soft-capping, sinks, dropout on the
+CPU.
 
-Scope: exact attention by blocks of queries, in memory linear in the sequence, on any device. Its backward is that of
-FlashAttention (Dao et al. 2022, appendix B.2): scores are recomputed from q and k, normalised by the stored
-log-sum-exp, and the softmax's row sums come from o.
+Scope: exact attention by blocks of queries, in memory linear in the sequence, on any device. Its
+backward is that of FlashAttention (Dao et al. 2022, appendix B.2): scores are recomputed from q and
+k, normalised by the stored log-sum-exp, and the softmax's row sums come from o.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from offload import CoreState, TensorStore, Tier
 from offload.store import Ticket
 
 _SCORE_BYTES = 64 << 20
-"""Scores of one block of queries in float32, at most; about what stays in a last-level cache or is soon reused."""
+"""Scores of one block of queries in float32, at most; about what stays in a last-level cache or
+is soon reused.
+"""
 
 
 @dataclass(slots=True)
@@ -36,8 +39,9 @@ class BlockwiseState:
 
 @dataclass(slots=True)
 class _Scores:
-    """Scores of some queries, [batch, kv_heads, groups, queries, keys]: `raw` before the cap, `capped` after it and
-    masked."""
+    """Scores of some queries, [batch, kv_heads, groups, queries, keys]: `raw` before the cap,
+    `capped` after it and masked.
+    """
 
     tanh: Tensor | None
     capped: Tensor
@@ -151,7 +155,7 @@ def _parts(inputs: BlockInputs) -> Iterator[BlockInputs]:
 
 def _group(tensor: Tensor, part: BlockInputs) -> Tensor:
     """[batch, heads, ...] as [batch, kv_heads, groups, ...]."""
-    return tensor.unflatten(1, (part.k.shape[1], part.groups))
+    return tensor.view(tensor.shape[0], part.k.shape[1], part.groups, *tensor.shape[2:])
 
 
 def _scores(part: BlockInputs) -> _Scores:

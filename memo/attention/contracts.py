@@ -17,8 +17,9 @@ from offload import CoreState, Tier
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionOptions:
-    """Everything about an attention call that is no tensor. `scale` multiplies q k^T; `softcap` bounds it:
-    cap * tanh(score / cap)."""
+    """Everything about an attention call that is no tensor. `scale` multiplies q k^T; `softcap`
+    bounds it: cap * tanh(score / cap).
+    """
 
     mask: RangeMask
     scale: float
@@ -38,7 +39,9 @@ class HeadGradients:
 
 @dataclass(frozen=True, slots=True)
 class BlockInputs:
-    """q [batch, heads, queries, head_dim], k and v [batch, kv_heads, keys, head_dim] of one block; sinks [heads]."""
+    """q [batch, heads, queries, head_dim], k and v [batch, kv_heads, keys, head_dim] of one
+    block; sinks [heads].
+    """
 
     q: Tensor
     k: Tensor
@@ -54,7 +57,9 @@ class BlockInputs:
 
 
 class Kernel(Protocol):
-    """An attention kernel for one block. Its backward gets q, k, v and o again; its forward never runs twice."""
+    """An attention kernel for one block. Its backward gets q, k, v and o again; its forward
+    never runs twice.
+    """
 
     def forward(self, inputs: BlockInputs, tier: Tier | None) -> tuple[Tensor, CoreState | None]:
         """`o` as [batch, heads, queries, v_head_dim], and the state for backward, held in `tier`.

@@ -1,7 +1,7 @@
 """`core`: attention over the whole sequence, block by block, with the kernel that fits.
 
-Scope: choosing a kernel, cutting a mask into blocks, putting the pieces together; both directions. It is the runtime's
-`Core`, and `attend` is the same for a layer that is not tiled.
+Scope: choosing a kernel, cutting a mask into blocks, putting the pieces together; both directions.
+It is the runtime's `Core`, and `attend` is the same for a layer that is not tiled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class BlockStates:
 
 
 class AttentionCore:
-    """Attention by blocks; `options` of a call are `AttentionOptions`, its extras nothing or the sinks ([heads])."""
+    """Attention by blocks; `options` of a call are `AttentionOptions`, its extras nothing or the
+    sinks ([heads]).
+    """
 
     def __init__(self, store: TensorStore) -> None:
         self._sdpa = SdpaKernel(store)
@@ -106,11 +108,13 @@ class _Sums:
 
 
 def attend(core: AttentionCore, call: CoreCall) -> Tensor:
-    """Attention as one differentiable operation, for a layer that runs whole; `o` [batch, tokens, heads, head_dim]."""
+    """Attention as one differentiable operation, for a layer that runs whole; `o` [batch,
+    tokens, heads, head_dim].
+    """
     tensors = (*call.heads, *call.extras)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return core.forward(call, None)[0]
-    result: Tensor = _Attend.apply(core, call.options, len(call.heads), *tensors)
+    result: Tensor = _Attend.apply(core, call.options, len(call.heads), *tensors)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,7 +1,9 @@
-"""The seam into transformers: an attention implementation and its mask function, under a name of our own.
+"""The seam into transformers: an attention implementation and its mask function, under a name of
+our own.
 
-Scope: what transformers calls. Inside a tile's run (`TileScope`) attention stops the layer or answers it; elsewhere it is
-ordinary attention over a `RangeMask`. Every keyword is handled, known to change nothing, or refused.
+Scope: what transformers calls. Inside a tile's run (`TileScope`) attention stops the layer or
+answers it; elsewhere it is ordinary attention over a `RangeMask`. Every keyword is handled, known
+to change nothing, or refused.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class SplitError(MemoError):
 
 
 class _Stop(BaseException):
-    """Unwinds a layer's forward once attention has been reached; no `except Exception` of a model may catch it."""
+    """Unwinds a layer's forward once attention has been reached; no `except Exception` of a
+    model may catch it.
+    """
 
 
 @dataclass(slots=True)
@@ -107,7 +111,9 @@ _SEAM: ContextVar[Seam | None] = ContextVar("memo_seam", default=None)
 
 
 def register() -> None:
-    """Make the implementation known to transformers, for all models; only configs that name it use it."""
+    """Make the implementation known to transformers, for all models; only configs that name it
+    use it.
+    """
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
 
@@ -126,7 +132,8 @@ def attention(
     s_aux: Tensor | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: q, k, v as [batch, heads, tokens, head_dim]; o as [batch, tokens, heads, d].
+    """transformers' attention signature: q, k, v as [batch, heads, tokens, head_dim]; o as [batch,
+    tokens, heads, d].
 
     Raises:
         SplitError: for a keyword that it doesn't know, or one that asks for attention weights.
@@ -171,7 +178,8 @@ def _checked_mask(mask: RangeMask | Tensor | None, causal: bool, tokens: int) ->
     if isinstance(mask, RangeMask):
         return mask
     raise MaskError(
-        f"memo takes 2-D padding masks and position_ids that restart, not a mask of shape {tuple(mask.shape)}"
+        f"memo takes 2-D padding masks and position_ids that restart, not a mask of shape "
+        f"{tuple(mask.shape)}"
     )
 
 
@@ -186,7 +194,8 @@ def mask(
     use_vmap: bool = False,
     **_: Any,
 ) -> RangeMask:
-    """transformers' mask signature; returns ranges, which the models hand on to `attention` as they are.
+    """transformers' mask signature; returns ranges, which the models hand on to `attention` as they
+    are.
 
     Raises:
         MaskError: for masks that are no ranges, and for generation with a cache.
@@ -208,6 +217,7 @@ def _seam() -> Seam:
     seam = _SEAM.get()
     if seam is None:
         raise MemoError(
-            f"attention implementation {NAME!r} belongs to a wrapped model's forward; choose another for this model"
+            f"attention implementation {NAME!r} belongs to a wrapped model's forward; choose"
+            f" another for this model"
         )
     return seam

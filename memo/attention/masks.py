@@ -1,7 +1,8 @@
 """Masks as ranges: what a query may see is an interval of keys, never an [S, S] matrix.
 
-Scope: `RangeMask`, and reading one out of what transformers gives a mask function (`range_mask`). What kernels make of
-it stands in `blocks.py`. Masks that are no ranges are refused with `MaskError`.
+Scope: `RangeMask`, and reading one out of what transformers gives a mask function (`range_mask`).
+What kernels make of it stands in `blocks.py`. Masks that are no ranges are refused with
+`MaskError`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence of a batch: the valid tokens (the rest is padding) and where its documents start."""
+    """One sequence of a batch: the valid tokens (the rest is padding) and where its documents
+    start.
+    """
 
     valid: Range
     starts: tuple[int, ...]
@@ -41,10 +44,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RangeMask:
-    """What every query sees: keys of its own document, up to itself if `causal`, at most `window` back.
+    """What every query sees: keys of its own document, up to itself if `causal`, at most `window`
+    back.
 
-    `rows` has one entry per sequence of the batch, or a single one for all of them. With `chunk`, attention stays
-    within chunks of so many tokens, counted from a document's start (Llama 4).
+    `rows` has one entry per sequence of the batch, or a single one for all of them. With `chunk`,
+    attention stays within chunks of so many tokens, counted from a document's start (Llama 4).
     """
 
     tokens: int
@@ -121,8 +125,8 @@ def range_mask(
 
     Args:
         padding: [batch, tokens], true where a token is real; real tokens of a row must be one run.
-        position_ids: [batch or 1, tokens]; they tell documents apart where transformers does not look for them
-            (with a padding mask it does not), by where they fall back or stand still.
+        position_ids: [batch or 1, tokens]; they tell documents apart where transformers does not
+            look for them (with a padding mask it does not), by where they fall back or stand still.
 
     Raises:
         MaskError: for masks that are no ranges, and padding in the middle of a sequence.

@@ -1,7 +1,8 @@
-"""The kernel of `scaled_dot_product_attention`, or of any differentiable attention function like it.
+"""The kernel of `scaled_dot_product_attention`, or of any differentiable attention function like
+it.
 
-Scope: running torch's own forward and backward with q, k, v and o left out of what autograd holds between them. GQA is
-the kernel's own (k and v are not repeated).
+Scope: running torch's own forward and backward with q, k, v and o left out of what autograd holds
+between them. GQA is the kernel's own (k and v are not repeated).
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class RecordedAttention:
 
 @dataclass(slots=True)
 class Bands:
-    """Additive masks of band blocks by shape: one tensor serves all blocks of that shape, and is stored by none."""
+    """Additive masks of band blocks by shape: one tensor serves all blocks of that shape, and is
+    stored by none.
+    """
 
     _bands: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
@@ -116,14 +119,15 @@ def _named(inputs: BlockInputs) -> dict[str, Tensor]:
 
 
 def _padded(inputs: BlockInputs) -> BlockInputs:
-    # Kernels that keep no [S, S] want one head size for all (DeepSeek's MLA has a smaller one for v). Zeros in v give
-    # zeros in o, so the result does not change by a bit.
+    # Kernels that keep no [S, S] want one head size for all (DeepSeek's MLA has a smaller one for
+    # v). Zeros in v give zeros in o, so the result does not change by a bit.
     missing = inputs.q.shape[-1] - inputs.v.shape[-1]
     return replace(inputs, v=functional.pad(inputs.v, (0, missing))) if missing else inputs
 
 
 def _refuse_quadratic(recording: Recording, inputs: BlockInputs) -> None:
-    # A log-sum-exp is a few bytes per query and head; what is larger than q, k and v together is a matrix of scores.
+    # A log-sum-exp is a few bytes per query and head; what is larger than q, k and v together is a
+    # matrix of scores.
     allowed = 4 * sum(map(nbytes, _named(inputs).values())) + (1 << 20)
     if recording.nbytes > allowed:
         raise MemoError(

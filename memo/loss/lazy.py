@@ -1,7 +1,9 @@
-"""Logits that are not there yet: what a model does to them is recorded, and done tile by tile later.
+"""Logits that are not there yet: what a model does to them is recorded, and done tile by tile
+later.
 
-Scope: `LazyLogits`, a tensor that knows the hidden states and the head it would come from. Elementwise operations
-(scaling, soft-capping, casts) are recorded; anything else makes the real logits, once, and says so to `on_materialise`.
+Scope: `LazyLogits`, a tensor that knows the hidden states and the head it would come from.
+Elementwise operations (scaling, soft-capping, casts) are recorded; anything else makes the real
+logits, once, and says so to `on_materialise`.
 """
 
 from __future__ import annotations
@@ -88,13 +90,13 @@ class LazyLogits(torch.Tensor):
     @staticmethod
     def of(hidden: Tensor, recipe: LogitsRecipe, vocabulary: int, dtype: torch.dtype) -> LazyLogits:
         shape = (*hidden.shape[:-1], vocabulary)
-        lazy: LazyLogits = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        lazy: LazyLogits = torch.Tensor._make_wrapper_subclass(
             LazyLogits, shape, dtype=dtype, device=hidden.device, requires_grad=False
         )
         lazy.hidden, lazy.recipe = hidden, recipe
         return lazy
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"LazyLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
 
     def materialise(self, why: str) -> Tensor:
@@ -114,14 +116,14 @@ class LazyLogits(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _QUERIES:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         lazy = args[0] if args else None
         if isinstance(lazy, LazyLogits) and func in _ELEMENTWISE and _are_scalars(args[1:], kwargs):
             return lazy._recorded((_OUT_OF_PLACE.get(func, func), args[1:], kwargs))
         return _on_real(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return _on_real(func, args, kwargs or {})
@@ -138,6 +140,7 @@ def _on_real(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _are_scalars(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    # A tensor of one element may scale all logits alike; a larger one is indexed by token or by word.
+    # A tensor of one element may scale all logits alike; a larger one is indexed by token or by
+    # word.
     values = (*args, *kwargs.values())
     return all(not isinstance(value, Tensor) or value.ndim == 0 for value in values)

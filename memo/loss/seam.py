@@ -1,8 +1,9 @@
-"""The loss's seam: for the time of one forward the head returns lazy logits and the loss function is ours.
+"""The loss's seam: for the time of one forward the head returns lazy logits and the loss function
+is ours.
 
-Scope: the attributes of the model that stand in the way of logits, and `transformers`' causal loss told as a `LossSpec`.
-The real head is called once per loss, with its own forward replaced for that call, so that an engine's hooks (gathering
-parameters) fire around it.
+Scope: the attributes of the model that stand in the way of logits, and `transformers`' causal loss
+told as a `LossSpec`. The real head is called once per loss, with its own forward replaced for that
+call, so that an engine's hooks (gathering parameters) fire around it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from memo.loss.tiled import LossSpec, tiled_cross_entropy
 
 @dataclass(frozen=True, slots=True)
 class LossSeam:
-    """`model` with its head at `model.<head_name>`; `on_materialise` is told when logits had to be made, and why."""
+    """`model` with its head at `model.<head_name>`; `on_materialise` is told when logits had to
+    be made, and why.
+    """
 
     model: nn.Module
     head_name: str
@@ -31,7 +34,9 @@ class LossSeam:
 
     @classmethod
     def of(cls, model: nn.Module, on_materialise: Callable[[str], None]) -> LossSeam | None:
-        """None when the model has no head of its own, or computes its loss in another way than causal LMs do."""
+        """None when the model has no head of its own, or computes its loss in another way than
+        causal LMs do.
+        """
         head = model.get_output_embeddings()  # type: ignore[operator]
         names = [name for name, child in model.named_children() if child is head]
         if head is None or not names or not isinstance(getattr(head, "weight", None), Tensor):
@@ -65,11 +70,11 @@ class _LazyHead:
 
     def __call__(self, hidden: Tensor) -> LazyLogits:
         weight = self.head.weight
+        assert isinstance(weight, Tensor)
         dtype = (
             torch.get_autocast_dtype(hidden.device.type) if _is_autocast(hidden) else weight.dtype
         )
         recipe = LogitsRecipe(self.head, (), self.on_materialise)
-        assert isinstance(dtype, torch.dtype) and isinstance(weight, Tensor)
         return LazyLogits.of(hidden, recipe, weight.shape[0], dtype)
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +90,7 @@ def _loss(
     logits: Tensor,
     labels: Tensor | None,
     vocab_size: int,
-    num_items_in_batch: Tensor | int | None = None,
+    num_items_in_batch: Tensor | None = None,
     ignore_index: int = -100,
     shift_labels: Tensor | None = None,
     **kwargs: Any,
@@ -108,7 +113,9 @@ def _loss(
 
 
 def _as_forward_of(head: nn.Module, compute: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-    """Call `compute(hidden)` as the head's forward: an engine's hooks see one call of the head, and a scalar."""
+    """Call `compute(hidden)` as the head's forward: an engine's hooks see one call of the head,
+    and a scalar.
+    """
     head.__dict__["forward"] = compute
     try:
         result: Tensor = head(hidden)

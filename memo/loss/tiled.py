@@ -1,7 +1,8 @@
 """Head and cross-entropy, tile by tile, in both directions.
 
-Scope: `tiled_cross_entropy`. Gradients are made in forward while a tile's logits are there, and scaled by the incoming
-gradient in backward: for the hidden states *and* the head's parameters. Logits of one tile are all that ever exists.
+Scope: `tiled_cross_entropy`. Gradients are made in forward while a tile's logits are there, and
+scaled by the incoming gradient in backward: for the hidden states *and* the head's parameters.
+Logits of one tile are all that ever exists.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ class LossSpec:
 
 
 def tiled_cross_entropy(spec: LossSpec, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of `labels` ([batch, tokens], int) under the logits of `hidden` ([batch, tokens, hidden]).
+    """Cross-entropy of `labels` ([batch, tokens], int) under the logits of `hidden` ([batch,
+    tokens, hidden]).
 
     Returns a float32 scalar, as `transformers`' `ForCausalLMLoss` does on the same logits.
     """
     params = dict(spec.head.named_parameters())
     flat_hidden, flat_labels = hidden.flatten(0, -2), labels.flatten().to(hidden.device)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, *params.values())):
-        loss: Tensor = _TiledLoss.apply(
+        loss: Tensor = _TiledLoss.apply(  # type: ignore[no-untyped-call]
             spec, tuple(params), flat_hidden, flat_labels, *params.values()
         )
         return loss
@@ -71,7 +73,8 @@ class _TiledLoss(torch.autograd.Function):
         *params: Tensor,
     ) -> Tensor:
         divisor = _divisor(spec, labels)
-        # In half precision gradients divided by a million labels would vanish below what float16 can hold.
+        # In half precision gradients divided by a million labels would vanish below what float16
+        # can hold.
         early = hidden.dtype != torch.float16
         hidden_needs, params_need = ctx.needs_input_grad[2], any(ctx.needs_input_grad[4:])
         gradients = ParameterGradients(dict(zip(names, params, strict=True)))
@@ -131,7 +134,9 @@ def _cross_entropy_sum(logits: Tensor, labels: Tensor, ignore_index: int) -> Ten
 def _cross_entropy_and_gradient(
     logits: Tensor, labels: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum of losses, and its gradient (softmax minus one at the label) written over `logits`: no copy is made."""
+    """The sum of losses, and its gradient (softmax minus one at the label) written over
+    `logits`: no copy is made.
+    """
     counted = labels != ignore_index
     index = labels.where(counted, 0).unsqueeze(-1)
     lse = logits.logsumexp(-1, keepdim=True)
