@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArg
 
 import memo
 
-TOKENS = 8_192
+TOKENS = 4_096
 
 text = Path(argparse.__file__).read_bytes()
 windows = [list(text[start : start + TOKENS]) for start in range(0, 4 * TOKENS, TOKENS)]

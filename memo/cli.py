@@ -218,8 +218,10 @@ def _demo(settings: DemoSettings, console: Console) -> None:
     console.print(comparison_table(comparison))
     for line in explanation(comparison):
         console.print(line, style="dim", highlight=False)
-    draw_memory(comparison.results, settings.output / PLOT_NAME, title=comparison.title())
-    console.print(f"written: {settings.output / PLOT_NAME}, {settings.output / RESULT_NAME}")
+    written = [settings.output / RESULT_NAME]
+    if draw_memory(comparison.results, settings.output / PLOT_NAME, title=comparison.title()):
+        written.insert(0, settings.output / PLOT_NAME)
+    console.print(f"written: {', '.join(map(str, written))}")
     if any(result.fit == "failed" for result in comparison.results):
         raise typer.Exit(1)
 

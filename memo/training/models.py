@@ -50,9 +50,10 @@ def find_model(name: str) -> ModelSource:
     if name == PACKAGED_MODEL:
         return _packaged_model()
     path = Path(name)
+    # Names on the hub are "model" or "owner/model"; asking for anything else would take minutes.
+    if not path.exists() and (path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1):
+        raise RefusedInputError(f"cannot load the model {name}: there is no such file or folder")
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise RefusedInputError(f"cannot load the model {name}: there is no such file")
         return ModelSource(name=str(path.parent), gguf_file=path.name)
     return ModelSource(name=name)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from memo.training.contracts import CaseResult, Mode, RefusedInputError
 
+MIB = 1024**2
 GIB = 1024**3
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
@@ -25,11 +26,15 @@ LABELS: dict[Mode, str] = {
 }
 
 
-def draw_memory(results: Sequence[CaseResult], path: Path, *, title: str) -> None:
+def draw_memory(results: Sequence[CaseResult], path: Path, *, title: str) -> bool:
     """Write the picture as PNG; cases without a timeline (they didn't fit) are left out.
 
-    Raises: RefusedInputError where matplotlib is missing.
+    Returns whether there was anything to draw. Raises: RefusedInputError where matplotlib is
+    missing.
     """
+    drawn = [result for result in results if result.timeline]
+    if not drawn:
+        return False
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
@@ -38,9 +43,7 @@ def draw_memory(results: Sequence[CaseResult], path: Path, *, title: str) -> Non
         ) from exc
     figure = Figure(figsize=(9, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for result in results:
-        if not result.timeline:
-            continue
+    for result in drawn:
         seconds = [second for second, _ in result.timeline]
         sizes = [size / GIB for _, size in result.timeline]
         label = f"{LABELS[result.mode]}: peak {result.peak_bytes / GIB:.2f} GiB"
@@ -54,3 +57,4 @@ def draw_memory(results: Sequence[CaseResult], path: Path, *, title: str) -> Non
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)
+    return True

@@ -15,7 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from memo.training.contracts import CaseResult, OnStep, StepRecord
 from memo.training.demo import Comparison
-from memo.training.plot import GIB, LABELS
+from memo.training.plot import GIB, LABELS, MIB
 
 _NOTHING = "-"
 
@@ -70,8 +70,8 @@ def _rows(comparison: Comparison, plain: CaseResult | None) -> Iterator[tuple[st
     tokens = comparison.settings.tokens
     if any(result.fit != "done" for result in comparison.results):
         yield "", lambda result: "fits" if result.fit == "done" else result.fit.upper()
-    yield "peak memory", lambda result: _gib(result.peak_bytes)
-    yield "  of it grown in the step", lambda result: _gib(_growth_bytes(result))
+    yield "peak memory", lambda result: _size(result.peak_bytes)
+    yield "  growth in the step", lambda result: _size(_growth_bytes(result))
     yield "  growth / plain", lambda result: _ratio(result, plain, _growth_bytes)
     yield "seconds a step", lambda result: _number(result.step_s, "{:.2f}")
     yield "  time / plain", lambda result: _ratio(result, plain, lambda case: case.step_s)
@@ -90,7 +90,7 @@ def explanation(comparison: Comparison) -> Iterator[str]:
     for result in comparison.results:
         if result.fit != "done":
             limit = comparison.memory_limit_bytes
-            within = f" within {_gib(limit)}" if limit and result.fit != "failed" else ""
+            within = f" within {_size(limit)}" if limit and result.fit != "failed" else ""
             yield f"{LABELS[result.mode]}: {result.fit}{within}: {result.reason}"
 
 
@@ -109,8 +109,10 @@ def _loss_cell(step: int) -> Cell:
     return cell
 
 
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.2f} GiB" if size_bytes else _NOTHING
+def _size(size_bytes: int) -> str:
+    if size_bytes < 0.1 * GIB:
+        return f"{size_bytes / MIB:.1f} MiB" if size_bytes else _NOTHING
+    return f"{size_bytes / GIB:.2f} GiB"
 
 
 def _number(value: float | None, style: str) -> str:

@@ -50,8 +50,13 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(RefusedInputError, match=f"cannot load the .*{tmp_path}") as refusal:
             load(ModelSource(name=str(tmp_path)))
         assert "\n" not in str(refusal.value)
-    with pytest.raises(RefusedInputError, match=r"absent\.gguf: there is no such file"):
-        find_model(str(tmp_path / "absent.gguf"))
+
+
+def test_paths_that_do_not_exist_are_no_names_on_the_hub(tmp_path: Path) -> None:
+    for path in ("absent.gguf", str(tmp_path / "absent"), "folder/in/folder"):
+        with pytest.raises(RefusedInputError, match=f"{path}: there is no such file or folder"):
+            find_model(path)
+    assert find_model("owner/model").name == "owner/model"
 
 
 def test_longer_than_the_model_was_made_for_is_noted_or_refused() -> None:
