@@ -23,6 +23,8 @@ from typing import Literal
 import psutil
 import torch
 
+from offload.contracts import MemoError
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -38,7 +40,7 @@ _FALLBACK_INTERVAL_S = 0.005
 Method = Literal["kernel high-water mark", "sampled", "cuda allocator"]
 
 
-class MeasureError(RuntimeError):
+class MeasureError(MemoError):
     """This system has no means for the measurement or the limit that was asked for."""
 
 
@@ -57,7 +59,7 @@ def exact_malloc(threshold_bytes: int = MIB) -> bool:
 
     Call it first thing in the process: blocks that were taken before stay in the heap, and free
     ones among them serve later requests without ever going back (a step's peak measured after a
-    late call was 15% to 55% too high). It holds for the rest of the process.
+    late call was 15% to 60% too high). It holds for the rest of the process.
 
     The price is a page fault for each page of each new block, 45% of the time of a small training
     step. So measure times in one process, without it, and peaks in another, with it.
