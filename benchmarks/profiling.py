@@ -8,7 +8,7 @@ gradients) is not in it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ GROUPS = (
 )
 OTHER_GROUP = "other"
 
-# These only make room for the operator that called them.
+# Below another operator these only make room for it.
 ROOM_MAKERS = ("aten::empty", "aten::resize_", "aten::new_", "aten::zeros", "aten::_to_copy")
 
 
@@ -110,13 +110,15 @@ def allocations(roots: list[Any]) -> Iterator[Allocation]:
             continue
         if event.name.endswith("Backward") or event.name.endswith("Backward0"):
             node = event.name.rpartition(": ")[2]
-        elif event.name.startswith("aten::") and not event.name.startswith(ROOM_MAKERS):
+        elif event.name.startswith("aten::") and not (
+            operator and event.name.startswith(ROOM_MAKERS)
+        ):
             operator = event.name
         waiting.extend((child, node, operator) for child in event.children)
 
 
 def held_at_peak(events: list[Allocation]) -> tuple[int, list[Hotspot]]:
-    """The highest sum of live bytes, and who had allocated them, most bytes first."""
+    """The highest sum of live bytes, and who had allocated them, by size, most bytes first."""
     events = sorted(events)
     peak_at = _index_of_peak(events)
     live: dict[int, Allocation] = {}
@@ -125,12 +127,10 @@ def held_at_peak(events: list[Allocation]) -> tuple[int, list[Hotspot]]:
             live[event.address] = event
         else:
             live.pop(event.address, None)
-    counts: dict[str, list[int]] = defaultdict(list)
-    for event in live.values():
-        counts[event.owner].append(event.size_bytes)
+    counts = Counter((event.owner, event.size_bytes) for event in live.values())
     spots = [
-        Hotspot(name=owner, calls=len(sizes), peak_bytes=sum(sizes))
-        for owner, sizes in counts.items()
+        Hotspot(name=owner, calls=count, peak_bytes=count * size_bytes)
+        for (owner, size_bytes), count in counts.items()
     ]
     spots.sort(key=lambda spot: -spot.peak_bytes)
     return sum(spot.peak_bytes for spot in spots), spots

@@ -104,7 +104,7 @@ def longest(shape: Shape, found: Sequence[Longest], limit_bytes: int) -> Table:
     return table
 
 
-def profile(case: str, tokens: int, found: Profile, listed: int = 12) -> list[Table]:
+def profile(case: str, tokens: int, found: Profile, listed: int = 15) -> list[Table]:
     """Time by kind of work and by operator, and who holds memory at the peak."""
     title = f"{case}, {tokens:,} tokens"
     return [
@@ -128,9 +128,10 @@ def _times(title: str, spots: Sequence[Hotspot], total_s: float) -> Table:
 def _holders(title: str, spots: Sequence[Hotspot], peak_bytes: int) -> Table:
     table = Table(title=title, caption=f"{peak_bytes / MIB:,.1f} MiB allocated by the step in all")
     table.add_column("allocated by (autograd node: operator)")
-    for name in ("blocks", "MiB", "share"):
+    for name in ("blocks", "MiB each", "MiB", "share"):
         table.add_column(name, justify="right")
     for spot in spots:
         share = f"{100 * spot.peak_bytes / peak_bytes:.1f}%"
-        table.add_row(spot.name, f"{spot.calls:,}", f"{spot.peak_bytes / MIB:,.1f}", share)
+        each, total = spot.peak_bytes / spot.calls / MIB, spot.peak_bytes / MIB
+        table.add_row(spot.name, f"{spot.calls:,}", f"{each:,.1f}", f"{total:,.1f}", share)
     return table
