@@ -212,7 +212,6 @@ _HYBRIDS = (
             attn_layer_offset=1,
             expert_layer_period=2,
             expert_layer_offset=1,
-            use_mamba_kernels=False,
             mamba_d_state=4,
             mamba_dt_rank=4,
         ),

@@ -54,7 +54,8 @@ def build(family: Family, *, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for param in model.parameters():
             param.add_(torch.randn_like(param), alpha=0.1)
-    return model.train()
+    model.train()
+    return model
 
 
 def wrap_family(family: Family, model: PreTrainedModel, **options: Any) -> PreTrainedModel:
@@ -110,7 +111,7 @@ def train_step(
     """Forward and backward from gradients that are None; they are None again afterwards."""
     model.zero_grad(set_to_none=True)
     loss = loss_of(model(**batch))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     grads = {name: param.grad for name, param in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return Step(loss.detach(), grads)

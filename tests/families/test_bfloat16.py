@@ -10,7 +10,6 @@ import copy
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from tests.families.catalogue import FAMILIES, Family
 from tests.families.harness import (
@@ -48,7 +47,7 @@ def measure(family: Family, tile_tokens: int) -> tuple[Errors, Errors]:
     """The errors of the wrapped and of the unwrapped bf16 model, means over `SEEDS`."""
     ours, plain = Errors(), Errors()
     for seed in SEEDS:
-        model = build(family, seed=seed).to(torch.bfloat16)
+        model = build(family, seed=seed).bfloat16()
         batch = random_batch(2, TOKENS, seed=seed)
         reference = train_step(copy.deepcopy(model).float(), batch)
         plain.add(train_step(model, batch), reference)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tests.families.catalogue import TILED_FAMILIES, Family
 from tests.families.harness import Grads, Step, assert_same_step, pair, random_ids, train_step
 
 DOCUMENTS = ((11, 9, 3), (1, 17, 5))
-"""Tokens of the documents of each row; lengths that no tile divides, and a document of one token."""
+"""Tokens of the documents of each row: no tile divides them, and one is a single token."""
 
 TOKENS = 23
 
@@ -56,13 +57,12 @@ def test_equals_each_document_alone(family: Family, with_mask: bool) -> None:
     batch = packed_batch(with_mask=with_mask)
     count = int((batch["labels"] != -100).sum())
     got = train_step(wrapped, batch, lambda out: out.loss * count)
-    alone = [
-        train_step(
-            plain,
-            {"input_ids": ids, "labels": ids, "use_cache": False},
-            lambda out, n=ids.shape[1] - 1: out.loss * n,
-        )
-        for ids in documents_of(batch)
-        if ids.shape[1] > 1
-    ]
+    alone = [_alone(plain, ids) for ids in documents_of(batch) if ids.shape[1] > 1]
     assert_same_step(got, summed(alone))
+
+
+def _alone(plain: PreTrainedModel, ids: Tensor) -> Step:
+    """The step of one document, its loss a sum over tokens."""
+    return train_step(
+        plain, {"input_ids": ids, "labels": ids}, lambda out: out.loss * (ids.shape[1] - 1)
+    )
