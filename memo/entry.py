@@ -139,13 +139,11 @@ class Entry:
     @contextmanager
     def _layers_installed(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for layer in self.runtime.layers:
-                attributes = layer.module.__dict__
-                original = layer.module.forward
-                before = {"forward": attributes["forward"]} if "forward" in attributes else {}
-                attributes["forward"] = partial(self.runtime.run_layer, layer, original)
-                stack.callback(attributes.update, before)
-                stack.callback(attributes.pop, "forward")
+            runtime = self.runtime
+            for layer in runtime.layers:
+                stack.enter_context(_forward_set(layer.module, partial(runtime.run_layer, layer)))
+            for norm in runtime.norms:
+                stack.enter_context(_forward_set(norm, partial(runtime.run_norm, norm)))
             yield
 
     def _loss_seam(self, arguments: dict[str, Any]) -> LossSeam | None:
@@ -164,3 +162,16 @@ class Entry:
 
 def _materialised(runtime: Runtime, why: str) -> None:
     warn_once(runtime, f"logits were made whole for {why!r}; without it the loss runs tile by tile")
+
+
+@contextmanager
+def _forward_set(module: nn.Module, ours: Callable[..., Any]) -> Iterator[None]:
+    """`module.forward` is `ours` with the original forward as first argument."""
+    attributes, original = module.__dict__, module.forward
+    before = {"forward": attributes["forward"]} if "forward" in attributes else {}
+    attributes["forward"] = partial(ours, original)
+    try:
+        yield
+    finally:
+        del attributes["forward"]
+        attributes.update(before)

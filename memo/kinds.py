@@ -1,4 +1,4 @@
-"""Finding a model's decoder layers, and telling kinds of them apart.
+"""Finding a model's decoder layers and norms, and telling kinds of layers apart.
 
 Scope: names and structure; whether a kind can be tiled is `check.py`'s business.
 """
@@ -45,6 +45,23 @@ def _outermost_layers(model: nn.Module) -> list[nn.Module]:
         ):
             found[name] = module
     return list(found.values())
+
+
+def find_norms(model: nn.Module, layers: list[WrappedLayer]) -> list[nn.Module]:
+    """Norms outside the layers, by their form: no submodules, and vectors for parameters."""
+    inside = {id(module) for layer in layers for module in layer.module.modules()}
+    return [
+        module
+        for module in model.modules()
+        if id(module) not in inside
+        and "norm" in type(module).__name__.lower()
+        and _is_vectors(module)
+    ]
+
+
+def _is_vectors(module: nn.Module) -> bool:
+    params = list(module.parameters())
+    return not list(module.children()) and bool(params) and all(p.ndim == 1 for p in params)
 
 
 def _structure(layer: nn.Module) -> Hashable:

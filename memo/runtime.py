@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from memo.attention.core import AttentionCore
 from memo.contracts import LayerMode, Options
 from memo.layers import HFLayer, LayerArguments, collected_names
+from memo.modules import PlainForward
 from memo.switch import OneThread, Switch
 from memo.tiling import auto_tile_tokens
 from offload import (
@@ -26,6 +27,7 @@ from offload import (
     TensorStore,
     TiledForward,
     run_tiled,
+    run_tokenwise,
     run_whole,
     split_tokens,
     spread_placements,
@@ -51,6 +53,7 @@ class Runtime:
     layers: list[WrappedLayer]
     modes: dict[str, LayerMode]
     switch: Switch
+    norms: list[nn.Module]
     store: TensorStore = field(default_factory=TensorStore)
     counts: dict[str, LayerCount] = field(default_factory=dict)
     thread: OneThread = field(default_factory=OneThread)
@@ -99,6 +102,17 @@ class Runtime:
         y = outputs.pop("")
         split.report_auxiliary(outputs)
         return split.output(y)
+
+    def run_norm(
+        self, norm: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run a norm outside the layers as `forward` would."""
+        if kwargs or len(args) != 1 or args[0].ndim != 3:
+            return forward(*args, **kwargs)
+        (x,) = args
+        tiles = split_tokens(x.shape[1], self.options.tile_tokens or auto_tile_tokens(x, norm))
+        plain = PlainForward(norm)
+        return run_tokenwise(plain.with_params, dict(norm.named_parameters()), x, tiles)
 
     def policy(self, x: Tensor, layer: nn.Module) -> Policy:
         """Tiles and placements for a layer whose input is `x` ([batch, tokens, hidden])."""

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from memo.attention.interface import register
-from memo.check import check_layers
+from memo.check import check_layers, is_tokenwise
 from memo.contracts import LayerMode, Options, PlacementLike
 from memo.entry import Entry
-from memo.kinds import find_layers
+from memo.kinds import find_layers, find_norms
 from memo.runtime import Runtime, WrappedLayer
 from memo.switch import Switch
 from memo.warning import warn_once
@@ -64,7 +64,8 @@ def wrap(
         )
     register()
     modes = check_layers(root, _samples(layers))
-    runtime = Runtime(options, layers, modes, _switch(root, modes))
+    norms = [norm for norm in find_norms(root, layers) if is_tokenwise(norm)]
+    runtime = Runtime(options, layers, modes, _switch(root, modes), norms)
     for owner in _owners(root, layers):
         Entry(owner, runtime).install()
     for kind, mode in modes.items():

@@ -24,6 +24,7 @@ from offload.recording import Outlet, Recording, inlet, run_backward
 from offload.replay import Replay
 from offload.store import TensorStore
 from offload.tiles import Joined, split_tokens, spread_placements
+from offload.tokenwise import run_tokenwise
 from offload.whole import run_whole
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "inlet",
     "run_backward",
     "run_tiled",
+    "run_tokenwise",
     "run_whole",
     "split_tokens",
     "spread_placements",

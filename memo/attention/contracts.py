@@ -49,6 +49,7 @@ class BlockInputs:
     sinks: Tensor | None
     block: Block
     options: AttentionOptions
+    spread: bool = False
 
     @property
     def groups(self) -> int:

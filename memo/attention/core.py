@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from memo.attention.blocks import Block, blocks_of
 from memo.attention.blockwise import BlockwiseKernel
 from memo.attention.contracts import AttentionOptions, BlockInputs, Kernel
+from memo.attention.heads import HeadPart, head_parts
+from memo.attention.masks import Range
 from memo.attention.sdpa import SdpaKernel
 from offload import CoreCall, CoreState, TensorStore, Tier
 
@@ -38,6 +40,9 @@ class AttentionCore:
     """
 
     def __init__(self, store: TensorStore) -> None:
+        # Both directions of a call must be cut alike, whatever becomes of the thread count in
+        # between.
+        self._threads = torch.get_num_threads()
         self._sdpa = SdpaKernel(store)
         self._blockwise = BlockwiseKernel(store)
 
@@ -51,17 +56,16 @@ class AttentionCore:
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, BlockStates | None]:
         q, _, v = call.heads
         kernel, o, states = self.kernel_for(call), None, []
-        blocks = list(blocks_of(_options(call).mask, q.shape[0]))
-        for block in blocks:
-            out, state = kernel.forward(_inputs(call, block), tier)
+        for piece in self._pieces(call):
+            out, state = kernel.forward(_inputs(call, piece), tier)
             if state is not None:
                 states.append(state)
             out = out.transpose(1, 2)
-            if len(blocks) == 1 and out.shape[:2] == (q.shape[0], q.shape[2]):
+            if out.shape[:3] == (q.shape[0], q.shape[2], q.shape[1]):
                 o = out
             else:
                 o = _zeros(q, v) if o is None else o
-                _part(o, block.rows, block.q, dim=1).copy_(out)
+                piece.queries_of(o, heads_dim=2).copy_(out)
         o = _zeros(q, v) if o is None else o
         return o, None if tier is None else BlockStates(states)
 
@@ -71,12 +75,50 @@ class AttentionCore:
         assert isinstance(state, BlockStates)
         sums = _Sums(call)
         kernel = self.kernel_for(call)
-        for index, block in enumerate(blocks_of(_options(call).mask, grad_o.shape[0])):
-            parts = (_part(t, block.rows, block.q, dim=1).transpose(1, 2) for t in (grad_o, o))
-            grad_part, o_part = parts
-            grads = kernel.backward(grad_part, _inputs(call, block), o_part, state.states[index])
-            sums.add(block, (grads.q, grads.k, grads.v), grads.sinks)
+        for piece, piece_state in zip(self._pieces(call), state.states, strict=True):
+            grad_part, o_part = (
+                piece.queries_of(t, heads_dim=2).transpose(1, 2) for t in (grad_o, o)
+            )
+            grads = kernel.backward(grad_part, _inputs(call, piece), o_part, piece_state)
+            sums.add(piece, (grads.q, grads.k, grads.v), grads.sinks)
         return sums.value()
+
+    def _pieces(self, call: CoreCall) -> Iterator[_Piece]:
+        q, k, _ = call.heads
+        whole = HeadPart((0, q.shape[1]), (0, k.shape[1]))
+        parts = [whole]
+        if q.device.type == "cpu" and self.kernel_for(call) is self._sdpa:
+            groups = q.shape[1] // k.shape[1]
+            parts = list(head_parts(q.shape[0], k.shape[1], groups, self._threads))
+        for block in blocks_of(_options(call).mask, q.shape[0]):
+            for part in parts:
+                yield _Piece(block, part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One block of one part of the heads."""
+
+    block: Block
+    part: HeadPart
+
+    def queries_of(self, tensor: Tensor, *, heads_dim: int) -> Tensor:
+        """Its view of q, o or their gradients; tokens are the other one of dims 1 and 2."""
+        return self._view(tensor, heads_dim, self.part.q, self.block.q)
+
+    def keys_of(self, tensor: Tensor) -> Tensor:
+        """Its view of k, v ([batch, kv_heads, tokens, head_dim]) or their gradients."""
+        return self._view(tensor, 1, self.part.kv, self.block.k)
+
+    def _view(self, tensor: Tensor, heads_dim: int, heads: Range, tokens: Range) -> Tensor:
+        view = tensor
+        for dim, (start, stop) in (
+            (0, self.block.rows),
+            (heads_dim, heads),
+            (3 - heads_dim, tokens),
+        ):
+            view = view.narrow(dim, start, stop - start)
+        return view
 
 
 class _Sums:
@@ -87,7 +129,7 @@ class _Sums:
         self._heads: tuple[Tensor, ...] | None = None
         self._sinks: Tensor | None = None
 
-    def add(self, block: Block, heads: tuple[Tensor, ...], sinks: Tensor | None) -> None:
+    def add(self, piece: _Piece, heads: tuple[Tensor, ...], sinks: Tensor | None) -> None:
         if sinks is not None:
             self._sinks = sinks if self._sinks is None else self._sinks + sinks
         wholes = self._call.heads
@@ -97,10 +139,10 @@ class _Sums:
             self._heads = heads
             return
         self._heads = self._heads or tuple(torch.zeros_like(whole) for whole in wholes)
-        for whole, part, tokens in zip(
-            self._heads, heads, (block.q, block.k, block.k), strict=True
-        ):
-            _part(whole, block.rows, tokens, dim=2).add_(part)
+        q, k, v = self._heads
+        views = (piece.queries_of(q, heads_dim=1), piece.keys_of(k), piece.keys_of(v))
+        for view, part in zip(views, heads, strict=True):
+            view.add_(part)
 
     def value(self) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         heads = self._heads or tuple(torch.zeros_like(whole) for whole in self._call.heads)
@@ -144,17 +186,17 @@ def _options(call: CoreCall) -> AttentionOptions:
     return call.options
 
 
-def _inputs(call: CoreCall, block: Block) -> BlockInputs:
-    ranges: Iterator[tuple[int, int]] = iter((block.q, block.k, block.k))
-    q, k, v = (
-        _part(t, block.rows, tokens, dim=2) for t, tokens in zip(call.heads, ranges, strict=True)
+def _inputs(call: CoreCall, piece: _Piece) -> BlockInputs:
+    q, k, v = call.heads
+    return BlockInputs(
+        q=piece.queries_of(q, heads_dim=1),
+        k=piece.keys_of(k),
+        v=piece.keys_of(v),
+        sinks=call.extras[0] if call.extras else None,
+        block=piece.block,
+        options=_options(call),
+        spread=piece.part.spread,
     )
-    return BlockInputs(q, k, v, call.extras[0] if call.extras else None, block, _options(call))
-
-
-def _part(tensor: Tensor, rows: tuple[int, int], tokens: tuple[int, int], *, dim: int) -> Tensor:
-    by_row = tensor.narrow(0, rows[0], rows[1] - rows[0])
-    return by_row.narrow(dim, tokens[0], tokens[1] - tokens[0])
 
 
 def _zeros(q: Tensor, v: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ class SdpaKernel:
 
     def _attend(self, inputs: BlockInputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         masks = self._masks(inputs)
+        if inputs.spread:
+            k, v = (t.expand(-1, inputs.groups, -1, -1) for t in (k, v))
         return functional.scaled_dot_product_attention(
             q,
             k,
@@ -106,7 +108,7 @@ class SdpaKernel:
             attn_mask=masks[0] if masks else None,
             is_causal=inputs.block.is_square and q.shape[2] > 1,
             scale=inputs.options.scale,
-            enable_gqa=inputs.groups > 1,
+            enable_gqa=inputs.groups > 1 and not inputs.spread,
         )
 
 

@@ -1,0 +1,43 @@
+"""Cutting heads into parts that keep all of a CPU's threads busy.
+
+Scope: arithmetic. torch's CPU flash kernel runs its backward in parallel over batch and kv heads
+only (`cpu_flash_attention_backward` in ATen/native/cpu/FlashAttentionKernel.cpp), so 3 kv heads on
+2 threads take as long as 4. A part whose one kv head is *spread* is given to the kernel as that
+many heads as share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from memo.attention.masks import Range
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPart:
+    """Query heads `[q)` and the kv heads `[kv)` that they share; `spread`: one kv head, expanded
+    without a copy.
+    """
+
+    q: Range
+    kv: Range
+    spread: bool = False
+
+
+def head_parts(batch: int, kv_heads: int, groups: int, threads: int) -> Iterator[HeadPart]:
+    """The parts that finish first. `groups` query heads share a kv head; `threads` run in
+    parallel.
+    """
+
+    def rounds(together: int) -> int:
+        spread = (kv_heads - together) * ceil(batch * groups / threads)
+        return ceil(batch * together / threads) * groups + spread
+
+    # On a tie the fewest parts: the most heads together.
+    together = min(range(kv_heads, -1, -1), key=rounds)
+    if together:
+        yield HeadPart((0, together * groups), (0, together))
+    for head in range(together, kv_heads):
+        yield HeadPart((head * groups, (head + 1) * groups), (head, head + 1), spread=True)
