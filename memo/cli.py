@@ -43,7 +43,9 @@ ModelOption = Annotated[
 ]
 GlobOption = Annotated[str, typer.Option(help="Which files of a folder to read, by name.")]
 LrOption = Annotated[float, typer.Option(min=0, help="Learning rate of AdamW, constant.")]
-NormOption = Annotated[float, typer.Option(min=0, help="Clip gradients to this total norm.")]
+NormOption = Annotated[
+    float, typer.Option(min=0, help="Clip gradients to this total norm; 0: don't.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the order of the data and dropout.")]
 DtypeOption = Annotated[
     Dtype,

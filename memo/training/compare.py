@@ -61,7 +61,7 @@ def _child(job: Job, errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
 def _with_event(result: CaseResult, event: dict[str, Any], on_step: OnStep) -> CaseResult:
     match event["event"]:
         case "step":
-            record = StepRecord(step=event["step"], loss=event["loss"], seconds=event["seconds"])
+            record = StepRecord(**event["record"])
             on_step(record)
             return replace(result, steps=(*result.steps, record))
         case "memory":

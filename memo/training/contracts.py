@@ -54,10 +54,14 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
-    """One optimizer step: its number from 0, its loss before the update, how long it took."""
+    """One optimizer step: its number from 0, loss and gradient norm before the update, its time.
+
+    Where the norm is no finite number the optimizer left the weights alone.
+    """
 
     step: int
     loss: float
+    grad_norm: float
     seconds: float
 
 

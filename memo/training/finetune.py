@@ -101,7 +101,7 @@ class Run:
         with _step_log(settings.output, first_step=self.first_step) as log:
             for step in range(self.first_step, self.last_step):
                 record = run_step(self.model, self.optimizer, self.windows.at_step(step), step=step)
-                _check_loss(record)
+                _check_finite(record)
                 log.write(json.dumps(asdict(record)) + "\n")
                 on_step(record)
                 if settings.save_every and (step + 1) % settings.save_every == 0:
@@ -172,9 +172,10 @@ def _step_log(output: Path, *, first_step: int) -> TextIO:
     return log
 
 
-def _check_loss(record: StepRecord) -> None:
-    if not math.isfinite(record.loss):
+def _check_finite(record: StepRecord) -> None:
+    if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
         raise RefusedInputError(
-            f"the loss of step {record.step + 1} is {record.loss}: stopped, and this step is not "
-            "saved; try a smaller --lr, or --dtype float32"
+            f"step {record.step + 1} has a loss of {record.loss} and a gradient norm of "
+            f"{record.grad_norm}: stopped; the last checkpoint, if any, is of before; "
+            "try a smaller --lr, or --dtype float32"
         )

@@ -26,7 +26,8 @@ def run_step(
     output.loss.backward()
     loss = float(output.loss.detach())
     del output  # a plain model's logits would live through the update
-    optimizer.step()
+    grad_norm = optimizer.step()
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    return StepRecord(step=step, loss=loss, seconds=time.perf_counter() - start_s)
+    seconds = time.perf_counter() - start_s
+    return StepRecord(step=step, loss=loss, grad_norm=grad_norm, seconds=seconds)

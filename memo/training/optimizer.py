@@ -7,6 +7,7 @@ Schedules, weight decay and sharding are not here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,33 +18,42 @@ class MasterAdamW:
     """AdamW that takes bf16 gradients, keeps float32 weights, and writes bf16 weights back.
 
     Parameters that are float32 themselves are updated in place, without a copy. Gradients are
-    clipped to a total norm of `max_grad_norm` in float32.
+    clipped to a total norm of `max_grad_norm`, computed in float32; 0 means no clipping.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, max_grad_norm: float) -> None:
         self._weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._masters = {name: _master(weight) for name, weight in self._weights.items()}
         self._max_grad_norm = max_grad_norm
-        self._adamw = torch.optim.AdamW(
-            self._masters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        # One AdamW for each weight: then a step never holds more than one float32 gradient.
+        self._adamws = {
+            name: torch.optim.AdamW(
+                [master], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+            )
+            for name, master in self._masters.items()
+        }
 
-    def step(self) -> None:
-        """Update masters and weights from the weights' gradients, and drop the gradients."""
-        for name, weight in self._weights.items():
-            master = self._masters[name]
-            if master is not weight:
-                master.grad = None if weight.grad is None else weight.grad.float()
-                weight.grad = None  # one by one, so that both kinds never stand whole
-        nn.utils.clip_grad_norm_(self._masters.values(), self._max_grad_norm)
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
-        self._write_back()
+    def step(self) -> float:
+        """Update masters and weights from the weights' gradients, drop those, return their norm.
+
+        The norm is the one before clipping. Where it is no finite number, nothing is updated.
+        """
+        norm = self._gradient_norm()
+        if math.isfinite(norm):
+            clip = 0 < self._max_grad_norm < norm
+            scale = self._max_grad_norm / norm if clip else 1.0
+            for name, weight in self._weights.items():
+                if weight.grad is not None:
+                    self._update(name, weight, weight.grad, scale)
+        for weight in self._weights.values():
+            weight.grad = None
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the float32 weights by name, and AdamW's state."""
+        """Return the float32 weights by name, and AdamW's state of each."""
         masters = {name: master.detach() for name, master in self._masters.items()}
-        return {"masters": masters, "adamw": self._adamw.state_dict()}
+        states = {name: adamw.state_dict() for name, adamw in self._adamws.items()}
+        return {"masters": masters, "adamw": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, the model's weights included.
@@ -54,20 +64,35 @@ class MasterAdamW:
         masters: dict[str, Tensor] = state["masters"]
         if masters.keys() != self._masters.keys():
             raise KeyError("the parameters' names differ")
-        rates = [group["lr"] for group in self._adamw.param_groups]
-        with torch.no_grad():
-            for name, master in self._masters.items():
-                master.copy_(masters[name])
-        self._adamw.load_state_dict(state["adamw"])
-        for group, lr in zip(self._adamw.param_groups, rates, strict=True):
-            group["lr"] = lr
-        self._write_back()
+        for name, adamw in self._adamws.items():
+            lr = adamw.param_groups[0]["lr"]
+            adamw.load_state_dict(state["adamw"][name])
+            adamw.param_groups[0]["lr"] = lr
+            with torch.no_grad():
+                self._masters[name].copy_(masters[name])
+                self._write_back(name)
+
+    def _gradient_norm(self) -> float:
+        gradients = (weight.grad for weight in self._weights.values())
+        norms = [
+            torch.linalg.vector_norm(gradient, dtype=torch.float32)
+            for gradient in gradients
+            if gradient is not None
+        ]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     @torch.no_grad()
-    def _write_back(self) -> None:
-        for name, weight in self._weights.items():
-            if self._masters[name] is not weight:
-                weight.copy_(self._masters[name])
+    def _update(self, name: str, weight: nn.Parameter, gradient: Tensor, scale: float) -> None:
+        weight.grad = None
+        master = self._masters[name]
+        master.grad = gradient.float() if scale == 1.0 else gradient.float().mul_(scale)
+        self._adamws[name].step()
+        master.grad = None
+        self._write_back(name)
+
+    def _write_back(self, name: str) -> None:
+        if self._masters[name] is not self._weights[name]:
+            self._weights[name].copy_(self._masters[name])
 
 
 def _master(weight: nn.Parameter) -> nn.Parameter:

@@ -48,6 +48,9 @@ def draw_memory(results: Sequence[CaseResult], path: Path, *, title: str) -> boo
         sizes = [size / GIB for _, size in result.timeline]
         label = f"{LABELS[result.mode]}: peak {result.peak_bytes / GIB:.2f} GiB"
         axes.plot(seconds, sizes, color=_COLOURS[result.mode], linewidth=1.8, label=label)
+    base = min(result.base_bytes for result in drawn) / GIB
+    label = f"before the step (weights, optimizer, libraries): {base:.2f} GiB"
+    axes.axhline(base, color="#777777", linestyle=":", linewidth=1.2, label=label)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("seconds since the step began")
     axes.set_ylabel("resident memory of the process, GiB")

@@ -37,6 +37,9 @@ from memo.training.optimizer import MasterAdamW
 
 Emit = Callable[[dict[str, Any]], None]
 
+# Of a short sequence too, the tensors that count are larger; each takes a call to the kernel.
+_SMALL_BLOCK_BYTES = 64 * 1024
+
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -66,7 +69,7 @@ def _run(job: Job, emit: Emit) -> None:
     emit({"event": "loaded"})
     for step in range(job.steps - 1):
         record = run_step(model, optimizer, windows.at_step(step), step=step)
-        emit({"event": "step", **asdict(record)})
+        emit({"event": "step", "record": asdict(record)})
     _run_measured(model, optimizer, windows, step=job.steps - 1, emit=emit)
     if job.mode == "wrapped":
         emit({"event": "report", "text": str(memo.report(model))})
@@ -85,10 +88,10 @@ def _run_measured(
     model: PreTrainedModel, optimizer: MasterAdamW, windows: Windows, *, step: int, emit: Emit
 ) -> None:
     """Run the last step with memory that goes back as soon as it is free: slower, but exact."""
-    exact_malloc()
+    exact_malloc(_SMALL_BLOCK_BYTES)
     with PeakMemory() as peak, MemoryTimeline() as timeline:
         record = run_step(model, optimizer, windows.at_step(step), step=step)
-    emit({"event": "step", **asdict(record)})
+    emit({"event": "step", "record": asdict(record)})
     emit(
         {
             "event": "memory",

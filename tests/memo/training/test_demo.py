@@ -120,5 +120,7 @@ def test_too_little_text_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize(("count", "median_s"), [(1, None), (2, 1.0), (3, 2.0), (5, 3.0)])
 def test_warm_up_and_memory_steps_are_not_timed(count: int, median_s: float | None) -> None:
-    steps = tuple(StepRecord(step=n, loss=1.0, seconds=n + 1.0) for n in range(count))
+    steps = tuple(
+        StepRecord(step=n, loss=1.0, grad_norm=1.0, seconds=n + 1.0) for n in range(count)
+    )
     assert CaseResult(mode="plain", steps=steps).step_s == median_s

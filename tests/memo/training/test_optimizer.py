@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ def test_float32_is_adamw_bit_for_bit() -> None:
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     optimizer = MasterAdamW(ours, lr=1e-2, max_grad_norm=1e9)
-    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
+    reference = torch.optim.AdamW(
+        theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0, fused=True
+    )
     for step in range(5):
         _with_gradients(ours, step)
         _with_gradients(theirs, step)
@@ -55,6 +58,33 @@ def test_gradients_are_clipped_to_the_norm() -> None:
         for optimizer in pair:
             optimizer.step()
     torch.testing.assert_close(small.weight, large.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_the_norm_before_clipping_is_returned_and_zero_means_none() -> None:
+    model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    unclipped = MasterAdamW(model, lr=0.1, max_grad_norm=0.0)
+    reference = MasterAdamW(twin, lr=0.1, max_grad_norm=1e9)
+    for step in range(2):
+        _with_gradients(model, step)
+        _with_gradients(twin, step)
+        expected = nn.utils.get_total_norm(
+            [p.grad for p in model.parameters() if p.grad is not None]
+        )
+        assert unclipped.step() == pytest.approx(float(expected), rel=1e-6)
+        reference.step()
+    assert torch.equal(model.weight, twin.weight)
+
+
+def test_gradients_that_are_no_numbers_change_nothing() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = MasterAdamW(model, lr=0.1, max_grad_norm=1.0)
+    before = copy.deepcopy(model.state_dict())
+    _with_gradients(model, 0)
+    model.bias.grad = torch.tensor([1.0, float("nan")])
+    assert math.isnan(optimizer.step())
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert model.weight.grad is None
 
 
 def test_frozen_parameters_stay_and_gradients_are_dropped() -> None:
