@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from memo.attention.core import AttentionCore
 from memo.attention.interface import Seam
 from memo.contracts import LayerMode
-from memo.layers import HFLayer, LayerArguments, first_tensor
+from memo.layers import HFLayer, LayerArguments
 from memo.switch import Switch
 from offload import (
     LayerCount,
@@ -114,9 +114,10 @@ def _settle_mixed(
             continue
         layer, dtype = _checkable(samples[kind])
         try:
-            y_plain = _run_plain(layer, _cast(plain[kind], dtype))
+            y_plain = _run_plain(layer, _cast(plain[kind], dtype)).detach()
             with Switch.of(layer, attention=True).on(), Seam(core).entered():
-                y_ours = _run_plain(layer, _cast(ours[kind], dtype))
+                call = LayerCall((plain[kind].args[0], *ours[kind].args[1:]), ours[kind].kwargs)
+                y_ours = _run_plain(layer, _cast(call, dtype)).detach()
             same = _differs([y_ours], [y_plain], ["output"], dtype) is None
         except Exception:  # noqa: BLE001 - any failure means the same: not under our masks
             same = False
@@ -130,6 +131,8 @@ def _check(layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionC
     layer, dtype = _checkable(layer)
     expected, names = _gradients(layer, _cast(plain, dtype), None)
     try:
+        # The same input for both: that of our run has been through other kernels.
+        ours = LayerCall((plain.args[0], *ours.args[1:]), ours.kwargs)
         got, _ = _gradients(layer, _cast(ours, dtype), core)
     except Exception as error:  # noqa: BLE001 - a layer's own code may fail in any way on a tile
         return LayerMode(_brief(error))
@@ -158,7 +161,9 @@ def _gradients(
 
 
 def _run_plain(layer: nn.Module, call: LayerCall) -> Tensor:
-    return first_tensor(type(layer).forward(layer, *call.args, **call.kwargs))
+    output = type(layer).forward(layer, *call.args, **call.kwargs)
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
 
 
 def _run_tiled(layer: nn.Module, call: LayerCall, core: AttentionCore) -> Tensor:

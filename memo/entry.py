@@ -124,7 +124,7 @@ class Entry:
             if runtime.switch.is_checkpointing_asked:
                 warn_once(
                     runtime,
-                    "gradient checkpointing was enabled on a wrapped model: memo rebuilds "
+                    "gradient checkpointing is enabled on this wrapped model: memo rebuilds "
                     "activations already, so it "
                     "is ignored",
                 )

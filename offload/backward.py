@@ -40,10 +40,12 @@ class TiledBackward:
         """
         memory, total = self.memory, self.layer.total_tokens
         memory.parameters = memory.parameters or ParameterGradients(self._split.params)
-        memory.grads_x, memory.grads_o = Joined(total), Joined(total)
+        grad_x, gradients = Joined(total), memory.gradients
+        gradients.x, gradients.o = grad_x, Joined(total)
         with self.layer.replay.restored():
             self._run(grads)
-        return memory.grads_x.value_or_none(self._tiles), memory.parameters.collect()
+        gradients.x = None
+        return grad_x.value_or_none(self._tiles), memory.parameters.collect()
 
     def _run(self, grads: Sequence[Tensor]) -> None:
         store, memory = self.layer.store, self.memory
@@ -53,8 +55,8 @@ class TiledBackward:
         x, o, state = store.get(memory.x), store.get(memory.o), memory.core_state
         memory.x = memory.o = memory.core_state = None
         call = self._post(x, o, grads)
-        grad_o = memory.grads_o.value_or_none(self._tiles) if memory.grads_o is not None else None
-        memory.grads_o = None
+        assert memory.gradients.o is not None
+        grad_o, memory.gradients.o = memory.gradients.o.value_or_none(self._tiles), None
         if call is None or grad_o is None:
             return
         call_grads = self.layer.core.backward(grad_o, call, o, state)
@@ -77,7 +79,10 @@ class TiledBackward:
         return joined.value() if reaches_core else None
 
     def _trace(self, tile: Tile, sources: dict[str, Tensor]) -> TileGraph:
-        x, o = (sources["x"], self.memory.x_sink(tile)), (sources["o"], self.memory.o_sink(tile))
+        x, o = (
+            (sources["x"], self.memory.x_sink(tile)),
+            (sources["o"], self.memory.gradients.o_sink(tile)),
+        )
         with self.layer.replay.again(tile):
             return trace(self._split, tile, self._leaves, x, o)[0]
 

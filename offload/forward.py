@@ -22,12 +22,32 @@ from offload.tiles import Joined, tile_of
 
 
 @dataclass(slots=True)
+class TileGradients:
+    """Where tiles' graphs deliver the gradients of x and o; filled during backward only.
+
+    Graphs refer to it from nodes that Python's garbage collector cannot see into, so it must never
+    refer back to them.
+    """
+
+    x: Joined | None = None
+    o: Joined | None = None
+
+    def x_sink(self, tile: Tile) -> Sink:
+        return lambda grad: self._add(self.x, tile, grad)
+
+    def o_sink(self, tile: Tile) -> Sink:
+        return lambda grad: self._add(self.o, tile, grad)
+
+    @staticmethod
+    def _add(joined: Joined | None, tile: Tile, grad: Tensor) -> None:
+        assert joined is not None, "a tile's graph ran outside its layer's backward"
+        joined.add(tile, grad)
+
+
+@dataclass(slots=True)
 class LayerMemory:
     """What a layer's forward leaves for its backward: the skeletal tensors, and the graphs of tiles
-    that are held.
-
-    `grads_x` and `grads_o` exist during backward only; `sink` is where held graphs will deliver.
-    """
+    that are held."""
 
     x_needs_grad: bool
     x: Ticket | None = None
@@ -35,21 +55,11 @@ class LayerMemory:
     core_state: CoreState | None = None
     graphs: dict[int, TileGraph] = field(default_factory=dict)
     parameters: ParameterGradients | None = None
-    grads_x: Joined | None = None
-    grads_o: Joined | None = None
+    gradients: TileGradients = field(default_factory=TileGradients)
 
     def x_sink(self, tile: Tile) -> Sink | None:
         """Where a tile's gradient of x goes; None when x takes none."""
-        return (lambda grad: self._add(self.grads_x, tile, grad)) if self.x_needs_grad else None
-
-    def o_sink(self, tile: Tile) -> Sink:
-        """Where a tile's gradient of o goes."""
-        return lambda grad: self._add(self.grads_o, tile, grad)
-
-    @staticmethod
-    def _add(joined: Joined | None, tile: Tile, grad: Tensor) -> None:
-        assert joined is not None, "a tile's graph ran outside its layer's backward"
-        joined.add(tile, grad)
+        return self.gradients.x_sink(tile) if self.x_needs_grad else None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,7 +138,7 @@ class TiledForward:
                 tile,
                 leaves,
                 (x_tile, memory.x_sink(tile)),
-                (o_tile, memory.o_sink(tile)),
+                (o_tile, memory.gradients.o_sink(tile)),
             )
         graph.hold(recording)
         self.count.stored_bytes[tier] += recording.nbytes

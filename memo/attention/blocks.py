@@ -89,10 +89,12 @@ def _spans(row: Row, mask: RangeMask) -> Iterator[tuple[Range, Range]]:
         for first in range(start, stop, step):
             last = (first, min(first + step, stop))
             yield last, last
-    if last is not None and last[1] < mask.tokens and mask.chunk is None:
-        # Padding on the right sees the tokens before it, as it does under SDPA with a mask: its
-        # outputs are meaningless, but a loss that counts them must be the unwrapped model's.
-        yield (last[1], mask.tokens), last
+    # Padding on the right sees the tokens before it, as it does under SDPA with a mask: its outputs
+    # are meaningless, but a loss that counts them must be the unwrapped model's.
+    if last is not None:
+        end = min(mask.tokens, last[0] + mask.chunk) if mask.chunk else mask.tokens
+        if last[1] < end:
+            yield (last[1], end), last
 
 
 def _cut(rows: Range, q: Range, k: Range, mask: RangeMask) -> Iterator[Block]:

@@ -82,7 +82,6 @@ class BlockwiseKernel:
             self._backward_part(
                 part,
                 grad_o[:, :, rows],
-                o[:, :, rows],
                 lse_all[:, :, rows],
                 state.seed,
                 grads,
@@ -94,23 +93,22 @@ class BlockwiseKernel:
     def _backward_part(
         part: BlockInputs,
         grad_o: Tensor,
-        o: Tensor,
         lse: Tensor,
         seed: int,
         grads: _Gradients,
         rows: slice,
     ) -> None:
-        grad_o, o, lse = (_group(t, part) for t in (grad_o, o, lse))
+        grad_o, lse = (_group(t, part) for t in (grad_o, lse))
         scores = _scores(part)
         weights = _weights(scores.capped, lse)
         dropped, kept = _dropped(weights, part, seed)
         keys = slice(part.block.k[0] - grads.first_key, part.block.k[1] - grads.first_key)
         dtype = part.q.dtype
         grads.v[:, :, keys] += (dropped.to(dtype).mT @ grad_o).sum(2)
-        row_sums = (grad_o.to(lse.dtype) * o).sum(-1)
         grad_weights = (grad_o @ part.v.unsqueeze(2).mT).to(lse.dtype)
         if kept is not None:
             grad_weights = grad_weights * kept
+        row_sums = (weights * grad_weights).sum(-1)
         grad_scores = weights * (grad_weights - row_sums.unsqueeze(-1))
         if part.sinks is not None and grads.sinks is not None:
             sink = torch.exp(part.sinks.view(1, *lse.shape[1:3], 1).to(lse.dtype) - lse)

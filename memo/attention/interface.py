@@ -34,6 +34,8 @@ _INERT = frozenset(
         "cache_position",
         "position_ids",
         "num_items_in_batch",
+        "labels",
+        "shift_labels",
         "return_dict",
         "logits_to_keep",
         "layer_idx",

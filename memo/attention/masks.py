@@ -125,8 +125,9 @@ def range_mask(
 
     Args:
         padding: [batch, tokens], true where a token is real; real tokens of a row must be one run.
-        position_ids: [batch or 1, tokens]; they tell documents apart where transformers does not
-            look for them (with a padding mask it does not), by where they fall back or stand still.
+        position_ids: [batch or 1, tokens]; they tell documents apart, by where they fall back or
+            stand still, where transformers did not look for them: beside a padding mask, and for
+            models that do not hand them on.
 
     Raises:
         MaskError: for masks that are no ranges, and padding in the middle of a sequence.
@@ -134,7 +135,7 @@ def range_mask(
     pattern = read_pattern(mask_function)
     valid = _valid_ranges(padding, tokens)
     starts = _document_starts(pattern.documents)
-    if starts is None and padding is not None and position_ids is not None:
+    if starts is None and position_ids is not None:
         starts = _restarts(position_ids)
     rows = _rows(valid or [(0, tokens)], starts or [[]], batch_size)
     return RangeMask(tokens, rows, pattern.causal, pattern.window, pattern.chunk)

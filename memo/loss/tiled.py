@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 from memo.loss.lazy import LogitsRecipe
 from memo.modules import PlainForward
@@ -83,7 +84,9 @@ class _TiledLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         for rows in _tiles(spec, hidden):
             tile = hidden[rows].detach().requires_grad_(hidden_needs)
-            with torch.enable_grad():
+            # Identity hooks: those of a caller (a checkpoint around the model) are not for a graph
+            # that ends here.
+            with torch.enable_grad(), saved_tensors_hooks(_same, _same):
                 logits = spec.recipe.apply(tile, head)
             loss, grad = _cross_entropy_and_gradient(
                 logits.detach().float(), labels[rows], spec.ignore_index
@@ -113,6 +116,10 @@ class _TiledLoss(torch.autograd.Function):
         )
         grad_params = [None if g is None else g.mul_(scale).to(dtype) for g, dtype in dtypes]
         return (None, None, grad_hidden, None, *grad_params)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _tiles(spec: LossSpec, hidden: Tensor) -> Iterator[slice]:
