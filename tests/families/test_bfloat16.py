@@ -24,8 +24,9 @@ from tests.families.harness import (
 SEEDS = range(3)
 TOKENS = 37
 
-LOSS_FLOOR = 2e-4
-"""Absolute, of losses of about 5: a tenth of a bf16 ulp."""
+LOSS_FLOOR = 1e-3
+"""Absolute, of losses of about 5, whose bf16 ulp is 3e-2: a mean of rounding errors of either sign
+over some tokens is as often 1e-3 as 1e-4, for the unwrapped models too."""
 
 GRADIENT_FLOOR = 1e-4
 """Relative; the unwrapped models' own errors are about a hundred times as large."""
