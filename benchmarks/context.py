@@ -41,6 +41,7 @@ PRESETS = {
     "long": Preset(layers=2, tokens=(32_768,)),
 }
 PIPE_COLUMNS = 150
+COMPARED = [Phase.TIME, Phase.PEAK]
 DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -117,6 +118,14 @@ def _add_model(found: ArgumentParser) -> None:
 
 def _add_method(found: ArgumentParser) -> None:
     method = found.add_argument_group("method")
+    method.add_argument(
+        "--phases",
+        type=Phase,
+        nargs="+",
+        choices=COMPARED,
+        default=COMPARED,
+        help="what to compare",
+    )
     method.add_argument("--repeats", type=_count, default=3, help="timed processes per case")
     method.add_argument("--steps", type=_count, default=1, help="timed steps per process")
     method.add_argument("--tile-tokens", type=_count, help="for memo (default: it chooses)")
@@ -177,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             max_tokens=options.limit_max_tokens,
         )
     else:
-        modes.compare(run, repeats=options.repeats, plot=options.plot)
+        modes.compare(run, options.phases, repeats=options.repeats, plot=options.plot)
 
 
 if __name__ == "__main__":

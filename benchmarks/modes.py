@@ -35,7 +35,7 @@ class Run:
         return sample
 
 
-def compare(run: Run, *, repeats: int, plot: Path | None) -> None:
+def compare(run: Run, phases: Sequence[Phase], *, repeats: int, plot: Path | None) -> None:
     """Times (repeated) and peaks of every case at every length: a table, and a picture if asked."""
     jobs = list(
         runner.rounds(
@@ -43,7 +43,7 @@ def compare(run: Run, *, repeats: int, plot: Path | None) -> None:
             cases=run.cases,
             tokens=run.tokens,
             repeats=repeats,
-            phases=(Phase.TIME, Phase.PEAK),
+            phases=phases,
         )
     )
     with _progress(run.console) as progress:
