@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from memo.attention.blocks import Block, blocks_of
 from memo.attention.blockwise import BlockwiseKernel
 from memo.attention.contracts import AttentionOptions, BlockInputs, Kernel
+from memo.attention.flash import FlashKernel, can_flash
+from memo.attention.flex import FlexKernel
 from memo.attention.heads import HeadPart, head_parts
 from memo.attention.masks import Range
 from memo.attention.sdpa import SdpaKernel
@@ -43,15 +45,19 @@ class AttentionCore:
         # Both directions of a call must be cut alike, whatever becomes of the thread count in
         # between.
         self._threads = torch.get_num_threads()
-        self._sdpa = SdpaKernel(store)
-        self._blockwise = BlockwiseKernel(store)
+        self._sdpa, self._flash = SdpaKernel(store), FlashKernel(store)
+        self._flex, self._blockwise = FlexKernel(store), BlockwiseKernel(store)
 
     def kernel_for(self, call: CoreCall) -> Kernel:
-        """The fused kernel where it can do what is asked, else the blockwise one."""
-        options = _options(call)
-        q, _, v = call.heads
-        special = options.softcap is not None or options.dropout or call.extras
-        return self._blockwise if special or v.shape[-1] > q.shape[-1] else self._sdpa
+        """The fastest kernel that can do what is asked; the blockwise one can do everything."""
+        options, (q, _, v) = _options(call), call.heads
+        if options.dropout or v.shape[-1] > q.shape[-1]:
+            return self._blockwise
+        if can_flash(q) and not call.extras:
+            return self._flash
+        if options.softcap is not None or call.extras:
+            return self._flex if q.is_cuda else self._blockwise
+        return self._sdpa
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, BlockStates | None]:
         q, _, v = call.heads

@@ -1,38 +1,20 @@
-"""The kernel of `scaled_dot_product_attention`, or of any differentiable attention function like
-it.
+"""The kernel of torch's `scaled_dot_product_attention`.
 
-Scope: running torch's own forward and backward with q, k, v and o left out of what autograd holds
-between them. GQA is the kernel's own (k and v are not repeated).
+Scope: its arguments for one block. GQA is the kernel's own (k and v are not repeated).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from memo.attention.blocks import Block
-from memo.attention.contracts import BlockInputs, HeadGradients
-from offload import CoreState, Outlet, Recording, TensorStore, Tier, inlet, run_backward
-from offload.contracts import MemoError, nbytes
-
-_NAMES = ("q", "k", "v")
-
-
-@dataclass(slots=True)
-class RecordedAttention:
-    """A block's graph without q, k, v and o."""
-
-    recording: Recording
-    outlet: Outlet
-    grads: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        return self.recording.nbytes
+from memo.attention.contracts import BlockInputs
+from memo.attention.recorded import RecordedKernel
+from offload import TensorStore
 
 
 @dataclass(slots=True)
@@ -53,87 +35,28 @@ class Bands:
         return self._bands[key]
 
 
-@dataclass(slots=True)
-class SdpaKernel:
+class SdpaKernel(RecordedKernel):
     """`torch.nn.functional.scaled_dot_product_attention` on one block."""
 
-    store: TensorStore
-    bands: Bands = field(default_factory=Bands)
+    def __init__(self, store: TensorStore) -> None:
+        super().__init__(store)
+        self._bands = Bands()
 
-    def forward(
-        self, inputs: BlockInputs, tier: Tier | None
-    ) -> tuple[Tensor, RecordedAttention | None]:
-        v_dim = inputs.v.shape[-1]
-        inputs = _padded(inputs)
-        if tier is None:
-            return self._attend(inputs, inputs.q, inputs.k, inputs.v)[..., :v_dim], None
-        named = _named(inputs)
-        grads: dict[str, Tensor] = {}
-        recording = Recording(self.store, tier, named, self._masks(inputs))
-        with torch.enable_grad(), recording.recording():
-            ends = [inlet(named[name], partial(grads.__setitem__, name)) for name in _NAMES]
-            out = self._attend(inputs, *ends)
-            outlet = Outlet.of(out)
-        recording.alias(out, "o")
-        recording.seal()
-        _refuse_quadratic(recording, inputs)
-        assert outlet is not None
-        return out.detach()[..., :v_dim], RecordedAttention(recording, outlet, grads)
+    def constants(self, inputs: BlockInputs) -> tuple[Tensor, ...]:
+        plain = inputs.block.is_square or inputs.block.is_open
+        return () if plain else (self._bands.of(inputs.block, inputs.q),)
 
-    def backward(
-        self, grad_o: Tensor, inputs: BlockInputs, o: Tensor, state: CoreState
-    ) -> HeadGradients:
-        assert isinstance(state, RecordedAttention)
-        v_dim = inputs.v.shape[-1]
-        inputs = _padded(inputs)
-        missing = inputs.v.shape[-1] - v_dim
-        if missing:
-            grad_o, o = functional.pad(grad_o, (0, missing)), functional.pad(o, (0, missing))
-        with state.recording.bound({**_named(inputs), "o": o}):
-            run_backward([state.outlet], [grad_o], keep_graph=False)
-        grads = state.grads
-        return HeadGradients(grads.pop("q"), grads.pop("k"), grads.pop("v")[..., :v_dim])
-
-    def _masks(self, inputs: BlockInputs) -> tuple[Tensor, ...]:
-        return () if _is_plain(inputs.block) else (self.bands.of(inputs.block, inputs.q),)
-
-    def _attend(self, inputs: BlockInputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        masks = self._masks(inputs)
+    def attend(self, inputs: BlockInputs) -> Tensor:
+        bands = self.constants(inputs)
+        k, v = inputs.k, inputs.v
         if inputs.spread:
             k, v = (t.expand(-1, inputs.groups, -1, -1) for t in (k, v))
         return functional.scaled_dot_product_attention(
-            q,
+            inputs.q,
             k,
             v,
-            attn_mask=masks[0] if masks else None,
-            is_causal=inputs.block.is_square and q.shape[2] > 1,
+            attn_mask=bands[0] if bands else None,
+            is_causal=inputs.block.is_square and inputs.q.shape[2] > 1,
             scale=inputs.options.scale,
             enable_gqa=inputs.groups > 1 and not inputs.spread,
-        )
-
-
-def _is_plain(block: Block) -> bool:
-    return block.is_square or block.is_open
-
-
-def _named(inputs: BlockInputs) -> dict[str, Tensor]:
-    return {"q": inputs.q, "k": inputs.k, "v": inputs.v}
-
-
-def _padded(inputs: BlockInputs) -> BlockInputs:
-    # Kernels that keep no [S, S] want one head size for all (DeepSeek's MLA has a smaller one for
-    # v). Zeros in v give zeros in o, so the result does not change by a bit.
-    missing = inputs.q.shape[-1] - inputs.v.shape[-1]
-    return replace(inputs, v=functional.pad(inputs.v, (0, missing))) if missing else inputs
-
-
-def _refuse_quadratic(recording: Recording, inputs: BlockInputs) -> None:
-    # A log-sum-exp is a few bytes per query and head; what is larger than q, k and v together is a
-    # matrix of scores.
-    allowed = 4 * sum(map(nbytes, _named(inputs).values())) + (1 << 20)
-    if recording.nbytes > allowed:
-        raise MemoError(
-            f"scaled_dot_product_attention kept {recording.nbytes:,} bytes for a block of "
-            f"{inputs.q.shape[2]:,} queries: no kernel without a matrix of scores takes "
-            f"{inputs.q.dtype} heads of {inputs.q.shape[-1]} on {inputs.q.device.type}"
         )
