@@ -2,9 +2,6 @@
 #
 #   make demo    fine-tune a pretrained model on long text three ways, and compare  (under 5 minutes)
 #   make test    lint, types, tests                                                 (under 10 minutes)
-#
-# On Linux, PyPI's torch brings CUDA along. For the smaller CPU build:
-#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON   ?= python3
 VENV     ?= .venv

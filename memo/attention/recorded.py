@@ -60,8 +60,8 @@ class RecordedKernel(ABC):
         recording = Recording(self._store, tier, named, self.constants(inputs))
         with torch.enable_grad(), recording.recording():
             ends = {name: _delivering(tensor, grads, name) for name, tensor in named.items()}
-            q, k, v, sinks = (ends.get(name) for name in ("q", "k", "v", "sinks"))
-            out = self.attend(replace(inputs, q=q, k=k, v=v, sinks=sinks))
+            q, k, v = (ends[name] for name in ("q", "k", "v"))
+            out = self.attend(replace(inputs, q=q, k=k, v=v, sinks=ends.get("sinks")))
             outlet = Outlet.of(out)
         recording.alias(out, "o")
         recording.seal()
