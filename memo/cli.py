@@ -7,6 +7,8 @@ An error is one line on standard error (what, why, what to do) and an exit statu
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,6 +242,8 @@ def _wrap_options(tile_tokens: str, placement: str, skeletal: str) -> Wrap:
 def _one_line_errors() -> Iterator[Console]:
     """Yield the console, and turn what a user can act on into one line and an exit status."""
     console = Console(soft_wrap=True, highlight=False)
+    # Ended from outside, a command still ends its child processes and removes its temporary files.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield console
     except (RefusedInputError, memo.MemoError) as exc:
@@ -253,6 +257,8 @@ def _one_line_errors() -> Iterator[Console]:
             "out of memory: take fewer --tokens, --placement recompute, or --skeletal host "
             f"({str(exc).splitlines()[0] if str(exc) else 'no details'})"
         )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:
@@ -260,3 +266,7 @@ def _fail(message: str, *, status: int = 1) -> NoReturn:
         f"error: {message}", style="bold red", markup=False
     )
     raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app()

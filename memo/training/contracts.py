@@ -56,13 +56,15 @@ class TrainSettings:
 class StepRecord:
     """One optimizer step: its number from 0, loss and gradient norm before the update, its time.
 
-    Where the norm is no finite number the optimizer left the weights alone.
+    Where the norm is no finite number the optimizer left the weights alone. `cpu_s` are the seconds
+    that all cores together worked for the process.
     """
 
     step: int
     loss: float
     grad_norm: float
     seconds: float
+    cpu_s: float
 
 
 OnStep = Callable[[StepRecord], None]
@@ -107,7 +109,16 @@ class CaseResult:
     report: str = ""
 
     @property
+    def timed(self) -> tuple[StepRecord, ...]:
+        """The steps between the first, which warms up, and the last, which measures memory."""
+        return self.steps[1:-1] or self.steps[:-1]
+
+    @property
     def step_s(self) -> float | None:
-        """Median seconds of the steps between the first (warm-up) and the last (memory)."""
-        timed = self.steps[1:-1] or self.steps[:-1]
-        return statistics.median(record.seconds for record in timed) if timed else None
+        """Median seconds of the timed steps, None if there was none."""
+        return statistics.median(record.seconds for record in self.timed) if self.timed else None
+
+    def cores(self) -> float | None:
+        """How many cores the process had in the timed steps, on average."""
+        seconds = sum(record.seconds for record in self.timed)
+        return sum(record.cpu_s for record in self.timed) / seconds if seconds else None

@@ -103,7 +103,10 @@ class Comparison:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             },
-            "cases": [asdict(result) | {"step_s": result.step_s} for result in self.results],
+            "cases": [
+                asdict(result) | {"step_s": result.step_s, "cores": result.cores()}
+                for result in self.results
+            ],
         }
 
 

@@ -20,7 +20,7 @@ def run_step(
     model: PreTrainedModel, optimizer: MasterAdamW, input_ids: Tensor, *, step: int
 ) -> StepRecord:
     """Train on `input_ids`, int64, [batch, tokens]; every token but the first is predicted."""
-    start_s = time.perf_counter()
+    start_s, cpu_start_s = time.perf_counter(), time.process_time()
     device_ids = input_ids.to(model.device)
     output = model(input_ids=device_ids, labels=device_ids, use_cache=False)
     output.loss.backward()
@@ -29,5 +29,10 @@ def run_step(
     grad_norm = optimizer.step()
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    seconds = time.perf_counter() - start_s
-    return StepRecord(step=step, loss=loss, grad_norm=grad_norm, seconds=seconds)
+    return StepRecord(
+        step=step,
+        loss=loss,
+        grad_norm=grad_norm,
+        seconds=time.perf_counter() - start_s,
+        cpu_s=time.process_time() - cpu_start_s,
+    )

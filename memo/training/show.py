@@ -19,6 +19,9 @@ from memo.training.plot import GIB, LABELS, MIB
 
 _NOTHING = "-"
 
+# Threads that wait for each other count as working, so on a quiet machine nearly all of them do.
+_BUSY_SHARE = 0.8
+
 
 @contextmanager
 def step_progress(console: Console) -> Iterator[Callable[[str, int, int], OnStep]]:
@@ -33,6 +36,8 @@ def step_progress(console: Console) -> Iterator[Callable[[str, int, int], OnStep
     with Progress(*columns, console=console) as progress:
 
         def open_bar(description: str, steps: int, done: int) -> OnStep:
+            for earlier in progress.task_ids:
+                progress.stop_task(earlier)  # one that broke off before its last step
             task = progress.add_task(description, total=steps, completed=done, note="")
 
             def advance(record: StepRecord) -> None:
@@ -87,6 +92,13 @@ def explanation(comparison: Comparison) -> Iterator[str]:
         f"memory: resident memory of the process in step {steps}, freed memory handed back at "
         "once; seconds: median of the steps between the first and the last"
     )
+    cores = [result.cores() for result in comparison.results]
+    if any(had is not None and had < _BUSY_SHARE * comparison.threads for had in cores):
+        had_cores = ", ".join(_number(had, "{:.1f}") for had in cores)
+        yield (
+            f"other work ran beside: the cases had {had_cores} cores for {comparison.threads} "
+            "threads, so the seconds are too many"
+        )
     for result in comparison.results:
         if result.fit != "done":
             limit = comparison.memory_limit_bytes

@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from memo.cli import app
 from memo.training.contracts import CaseResult, RefusedInputError, StepRecord
-from memo.training.demo import DemoSettings, run_demo
+from memo.training.demo import Comparison, DemoSettings, run_demo
 from memo.training.plot import draw_memory
 from memo.training.show import comparison_table, explanation
 
@@ -118,9 +123,45 @@ def test_too_little_text_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_demo_that_is_ended_leaves_no_worker_and_no_file(
+    tiny_model: Path, long_text: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "memo.cli", "demo", "--tokens", "400", "--steps", "500"]
+    command += ["--model", str(tiny_model), "--data", str(long_text), "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        parent = psutil.Process(demo.pid)
+        workers: list[psutil.Process] = []
+        while not workers and demo.poll() is None:
+            time.sleep(0.05)
+            workers = parent.children()
+        assert any(tmp_path.iterdir())
+        demo.terminate()
+        assert demo.wait(timeout=30) == 128 + signal.SIGTERM
+    assert workers
+    assert not any(worker.is_running() for worker in workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_busy_machine_is_told() -> None:
+    def told(cpu_s: float) -> bool:
+        step = StepRecord(step=0, loss=1.0, grad_norm=1.0, seconds=1.0, cpu_s=cpu_s)
+        comparison = Comparison(
+            settings=DemoSettings(steps=2),
+            dtype="float32",
+            threads=2,
+            memory_limit_bytes=None,
+            results=(CaseResult(mode="plain", steps=(step, step)),),
+        )
+        return any("other work ran beside" in line for line in explanation(comparison))
+
+    assert told(1.2)
+    assert not told(1.9)
+
+
 @pytest.mark.parametrize(("count", "median_s"), [(1, None), (2, 1.0), (3, 2.0), (5, 3.0)])
 def test_warm_up_and_memory_steps_are_not_timed(count: int, median_s: float | None) -> None:
     steps = tuple(
-        StepRecord(step=n, loss=1.0, grad_norm=1.0, seconds=n + 1.0) for n in range(count)
+        StepRecord(step=n, loss=1.0, grad_norm=1.0, seconds=n + 1.0, cpu_s=1.0)
+        for n in range(count)
     )
     assert CaseResult(mode="plain", steps=steps).step_s == median_s
