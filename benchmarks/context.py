@@ -41,7 +41,7 @@ PRESETS = {
     "long": Preset(layers=2, tokens=(32_768,)),
 }
 PIPE_COLUMNS = 150
-COMPARED = [Phase.TIME, Phase.PEAK]
+COMPARED = (Phase.TIME.value, Phase.PEAK.value)
 DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -118,14 +118,7 @@ def _add_model(found: ArgumentParser) -> None:
 
 def _add_method(found: ArgumentParser) -> None:
     method = found.add_argument_group("method")
-    method.add_argument(
-        "--phases",
-        type=Phase,
-        nargs="+",
-        choices=COMPARED,
-        default=COMPARED,
-        help="what to compare",
-    )
+    method.add_argument("--phases", nargs="+", choices=COMPARED, help="default: both")
     method.add_argument("--repeats", type=_count, default=3, help="timed processes per case")
     method.add_argument("--steps", type=_count, default=1, help="timed steps per process")
     method.add_argument("--tile-tokens", type=_count, help="for memo (default: it chooses)")
@@ -186,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             max_tokens=options.limit_max_tokens,
         )
     else:
-        modes.compare(run, options.phases, repeats=options.repeats, plot=options.plot)
+        phases = [Phase(name) for name in options.phases or COMPARED]
+        modes.compare(run, phases, repeats=options.repeats, plot=options.plot)
 
 
 if __name__ == "__main__":
