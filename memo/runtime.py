@@ -122,6 +122,7 @@ class Runtime:
             tiles=tiles,
             placements=spread_placements(len(tiles), self.options.fractions),
             skeletal=self.options.skeletal,
+            hold_pre=True,
         )
 
     def _run_whole(

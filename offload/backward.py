@@ -1,8 +1,7 @@
 """A layer's backward: every tile from its end, `core`'s backward, then every tile's `pre`.
 
-Scope: the order of backward. A tile whose graph was not held is run again here; its `pre` is run
-once more after the core's backward, which costs a few percent of a layer's matmuls and saves
-holding the graphs of all tiles at once.
+Scope: the order of backward. A tile whose graph was not held is run again here. Its `pre` is then
+either held until the core's backward is over, or run once more after it (`Policy.hold_pre`).
 """
 
 from __future__ import annotations
@@ -72,9 +71,11 @@ class TiledBackward:
         for tile in self._tiles:
             sources = {"x": tile_of(x, tile), "o": tile_of(o, tile)}
             graph = self.memory.graphs.get(tile.index) or self._trace(tile, sources)
+            if self.layer.policy.hold_pre and graph.is_apart:
+                self.memory.graphs[tile.index] = graph
             with graph.bound(sources):
                 graph.backward_outputs([grad.narrow(1, tile.start, tile.tokens) for grad in grads])
-                joined.write(tile, graph.core_call())
+                joined.write(tile, graph.release_call())
             reaches_core = reaches_core or graph.reaches_core
         return joined.value() if reaches_core else None
 

@@ -6,15 +6,16 @@ Scope: `TileGraph`. The order of tiles and what happens between them is the laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from offload.contracts import CoreCall, SplitLayer, Tile
-from offload.recording import Outlet, Packed, Recording, Sink, inlet, run_backward
+from offload.recording import Outlet, Packed, Recording, Sink, inlet, is_inlet, run_backward
 
 
 @dataclass(slots=True)
@@ -64,12 +65,23 @@ class TileGraph:
         with self.recording.bound(sources) if self.recording else nullcontext():
             yield
 
-    def core_call(self) -> CoreCall:
-        """q, k, v and extras without a graph."""
-        if isinstance(self.call, CoreCall):
-            return self.call
+    @property
+    def is_apart(self) -> bool:
+        """Whether y's graph and that of q, k, v share no operation, so that running the one
+        backward leaves the other whole. They do share one in layers whose norm feeds attention and
+        MLP.
+        """
+        ends = (self.outputs, self.call_outlets)
+        ours, theirs = (_operations(o.handle for o in end if o is not None) for end in ends)
+        return self.recording is None and not ours & theirs
+
+    def release_call(self) -> CoreCall:
+        """q, k, v and extras without a graph, once; they are not held any longer."""
+        call, self.call = self.call, HeldCall((), (), None)
+        if isinstance(call, CoreCall):
+            return call
         assert self.recording is not None
-        return self.call.load(self.recording)
+        return call.load(self.recording)
 
     def backward_outputs(self, grads: Sequence[Tensor]) -> None:
         """From y and the auxiliary outputs; a held graph stays for `backward_call`."""
@@ -78,6 +90,18 @@ class TileGraph:
     def backward_call(self, grads: Sequence[Tensor | None]) -> None:
         """From q, k, v and the extras."""
         run_backward(self.call_outlets, grads, keep_graph=False)
+
+
+def _operations(roots: Iterable[Tensor]) -> set[Node]:
+    """The graph's nodes that may hold tensors: all but its inlets and leaves."""
+    todo = [root.grad_fn for root in roots]
+    seen: set[Node] = set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen and node.next_functions:
+            seen.add(node)
+            todo.extend(following for following, _ in node.next_functions)
+    return {node for node in seen if not is_inlet(node)}
 
 
 def trace(

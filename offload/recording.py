@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import Node, saved_tensors_hooks
 
 from offload.contracts import Tier
 from offload.store import TensorStore, Ticket
@@ -249,6 +249,11 @@ def inlet(value: Tensor, sink: Sink) -> Tensor:
     anchor = torch.zeros((), requires_grad=True, device=value.device)
     result: Tensor = _Inlet.apply(anchor, value, sink)  # type: ignore[no-untyped-call]
     return result
+
+
+def is_inlet(node: Node) -> bool:
+    """Whether a graph's node is an inlet's, which holds no tensors."""
+    return isinstance(node, _Inlet._backward_cls)
 
 
 @dataclass(slots=True)
