@@ -141,7 +141,9 @@ def demo(
     ] = None,
     glob: GlobOption = "*",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")] = 4096,
-    steps: Annotated[int, typer.Option(min=2, help="Steps that each of the three trains.")] = 4,
+    steps: Annotated[
+        int, typer.Option(min=4, help="Steps that each of the three trains; timed from the 4th on.")
+    ] = 5,
     lr: LrOption = 1e-4,
     max_grad_norm: NormOption = 1.0,
     seed: SeedOption = 0,

@@ -14,6 +14,11 @@ from typing import Literal
 Mode = Literal["plain", "checkpointing", "wrapped"]
 MODES: tuple[Mode, ...] = ("plain", "checkpointing", "wrapped")
 
+# The steps of the comparison, counted from 0: one that warms up, one whose memory is measured, one
+# that warms up again (see `worker.py`), and those that are timed.
+MEMORY_STEP = 1
+FIRST_TIMED_STEP = 3
+
 Fit = Literal["done", "out of memory", "failed"]
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -95,8 +100,8 @@ class Job:
 class CaseResult:
     """What one process of the comparison found; a case that didn't fit has what it got to.
 
-    `timeline` holds (seconds since the step began, resident bytes) of the last step. `base_bytes`
-    is the resident memory when that step began, `peak_bytes` its highest point.
+    `timeline` holds (seconds since the step began, resident bytes) of the step MEMORY_STEP.
+    `base_bytes` is the resident memory when that step began, `peak_bytes` its highest point.
     """
 
     mode: Mode
@@ -110,8 +115,8 @@ class CaseResult:
 
     @property
     def timed(self) -> tuple[StepRecord, ...]:
-        """The steps between the first, which warms up, and the last, which measures memory."""
-        return self.steps[1:-1] or self.steps[:-1]
+        """The steps that the time is taken of."""
+        return self.steps[FIRST_TIMED_STEP:]
 
     @property
     def step_s(self) -> float | None:

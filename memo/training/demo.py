@@ -61,7 +61,7 @@ class DemoSettings:
     data: Path | None = None
     glob: str = "*"
     tokens: int = 4096
-    steps: int = 4
+    steps: int = 5
     lr: float = 1e-4
     max_grad_norm: float = 1.0
     seed: int = 0

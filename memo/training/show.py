@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers.utils import logging as hf_logging
 
-from memo.training.contracts import CaseResult, OnStep, StepRecord
+from memo.training.contracts import FIRST_TIMED_STEP, MEMORY_STEP, CaseResult, OnStep, StepRecord
 from memo.training.demo import Comparison
 from memo.training.plot import GIB, LABELS, MIB
 
@@ -87,10 +87,9 @@ def _rows(comparison: Comparison, plain: CaseResult | None) -> Iterator[tuple[st
 
 def explanation(comparison: Comparison) -> Iterator[str]:
     """Yield the lines below the table: how the figures were taken, and what didn't fit and why."""
-    steps = comparison.settings.steps
     yield (
-        f"memory: resident memory of the process in step {steps}, freed memory handed back at "
-        "once; seconds: median of the steps between the first and the last"
+        f"memory: resident memory of the process in step {MEMORY_STEP + 1}, freed memory handed "
+        f"back at once; seconds: median from step {FIRST_TIMED_STEP + 1} on"
     )
     cores = [result.cores() for result in comparison.results]
     if any(had is not None and had < _BUSY_SHARE * comparison.threads for had in cores):

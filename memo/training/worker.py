@@ -29,7 +29,7 @@ from memo.measure import (
     is_out_of_memory,
     limit_memory,
 )
-from memo.training.contracts import Job, WrapOptions
+from memo.training.contracts import MEMORY_STEP, Job, WrapOptions
 from memo.training.data import Windows
 from memo.training.loop import run_step
 from memo.training.models import ModelSource, load_model, wrap_model
@@ -39,6 +39,9 @@ Emit = Callable[[dict[str, Any]], None]
 
 # Of a short sequence too, the tensors that count are larger; each takes a call to the kernel.
 _SMALL_BLOCK_BYTES = 64 * 1024
+
+# What glibc raises its threshold to by itself, and no further (mallopt(3)).
+_GLIBC_LARGEST_BYTES = 32 * 1024 * 1024
 
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
@@ -59,6 +62,7 @@ def main() -> None:
 
 
 def _run(job: Job, emit: Emit) -> None:
+    exact_malloc(_SMALL_BLOCK_BYTES)
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
     model = load_model(ModelSource(name=job.model), dtype=getattr(torch, job.dtype))
@@ -67,10 +71,10 @@ def _run(job: Job, emit: Emit) -> None:
     ids = torch.from_numpy(numpy.load(job.tokens_file))
     windows = Windows(ids.flatten(), tokens=ids.shape[1], seed=None)
     emit({"event": "loaded"})
-    for step in range(job.steps - 1):
-        record = run_step(model, optimizer, windows.at_step(step), step=step)
+    for step in range(job.steps):
+        with _measured(emit) if step == MEMORY_STEP else nullcontext():
+            record = run_step(model, optimizer, windows.at_step(step), step=step)
         emit({"event": "step", "record": asdict(record)})
-    _run_measured(model, optimizer, windows, step=job.steps - 1, emit=emit)
     if job.mode == "wrapped":
         emit({"event": "report", "text": str(memo.report(model))})
     emit({"event": "done"})
@@ -84,14 +88,15 @@ def _prepare(model: PreTrainedModel, job: Job) -> None:
         wrap_model(model, job.wrap)
 
 
-def _run_measured(
-    model: PreTrainedModel, optimizer: MasterAdamW, windows: Windows, *, step: int, emit: Emit
-) -> None:
-    """Run the last step with memory that goes back as soon as it is free: slower, but exact."""
-    exact_malloc(_SMALL_BLOCK_BYTES)
+@contextmanager
+def _measured(emit: Emit) -> Iterator[None]:
+    """Measure the memory of a step, and from then on leave malloc free to be fast.
+
+    Until here freed memory goes back at once, which makes peaks exact and steps slow. From here on
+    it stays for the next step, as without our doing; the step that follows takes it in anew.
+    """
     with PeakMemory() as peak, MemoryTimeline() as timeline:
-        record = run_step(model, optimizer, windows.at_step(step), step=step)
-    emit({"event": "step", "record": asdict(record)})
+        yield
     emit(
         {
             "event": "memory",
@@ -100,6 +105,7 @@ def _run_measured(
             "timeline": timeline.samples,
         }
     )
+    exact_malloc(_GLIBC_LARGEST_BYTES)
 
 
 def _limit(limit_bytes: int | None) -> AbstractContextManager[object]:
