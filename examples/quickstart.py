@@ -1,4 +1,4 @@
-"""Train a small Llama on 16,384 tokens of text with `memo.wrap`. Runs on a CPU in under a minute.
+"""Train a small Llama on 8,192 tokens of text with `memo.wrap`. Runs on a CPU in under a minute.
 
 The model is random and reads bytes, so that nothing is downloaded. With a model of yours the lines
 between `wrap` and `unwrap` stay the same.
@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import memo
 
-text = Path(argparse.__file__).read_bytes()[:16_384]
+text = Path(argparse.__file__).read_bytes()[:8_192]
 input_ids = torch.tensor([list(text)])  # [batch, tokens]
 config = LlamaConfig(
     vocab_size=256,
