@@ -11,10 +11,12 @@ from memo.kinds import find_layers, find_norms
 class Dense(GradientCheckpointingLayer):
     """A layer with a switch."""
 
-    def __init__(self, sliding: bool = False, width: int = 4, parts: int = 1) -> None:
+    def __init__(
+        self, sliding: bool = False, width: int = 4, parts: int = 1, index: int = 0
+    ) -> None:
         super().__init__()
         self.is_sliding = sliding
-        self.layer_index = width
+        self.layer_idx = index
         self.norm = nn.LayerNorm(4)
         self.parts = nn.ModuleList(nn.Linear(4, width) for _ in range(parts))
 
@@ -51,8 +53,9 @@ def test_kinds_are_classes_with_a_number_when_structures_differ() -> None:
     ]
 
 
-def test_sizes_modes_and_numbers_make_no_kind() -> None:
-    assert _kinds(Dense(width=4), Dense(width=9).eval()) == [("Dense", 0), ("Dense", 1)]
+def test_sizes_make_kinds_but_modes_and_places_make_none() -> None:
+    assert _kinds(Dense(index=4), Dense(index=9).eval()) == [("Dense", 0), ("Dense", 1)]
+    assert _kinds(Dense(), Dense(width=9)) == [("Dense", 0), ("Dense #2", 0)]
 
 
 def test_switches_of_submodules_make_kinds() -> None:

@@ -22,9 +22,11 @@ def test_many_half_precision_tiles_lose_no_more_than_one_matmul() -> None:
         grad = torch.rand(2000, 4).to(dtype)
         weight = torch.zeros(3, 4, dtype=dtype, requires_grad=True)
         exact = x.double().T @ grad.double()
-        (found,) = _tiled(weight, x, grad).collect()
+        gradients = _tiled(weight, x, grad)
+        (found,) = gradients.collect()
         assert found is not None
         assert found.dtype is dtype
+        assert gradients.collect() == (None,)
         untiled = x.T @ grad
         worst = (untiled.double() - exact).abs().max()
         assert (found.double() - exact).abs().max() <= 1.5 * worst

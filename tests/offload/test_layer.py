@@ -146,6 +146,15 @@ def test_without_gradients_nothing_is_kept_or_counted() -> None:
     assert toy.split.runs[:6] == ["pre"] * 3 + ["run"] * 3
 
 
+@pytest.mark.parametrize(("hold_pre", "again"), [(False, ["pre"] * 3), (True, [])])
+def test_backward_runs_within_its_scope(hold_pre: bool, again: list[str]) -> None:
+    toy, x = Toy.of(toy_params()), toy_input().requires_grad_()
+    y = run_tiled(toy.forward(3, hold_pre=hold_pre), x)[""]
+    toy.split.runs.clear()
+    y.sum().backward()
+    assert toy.split.runs == ["scope entered", *["run"] * 3, *again, "scope left"]
+
+
 def test_each_parameter_gets_its_gradient_once_a_call() -> None:
     toy, x = Toy.of(toy_params()), toy_input()
     calls: list[str] = []

@@ -120,6 +120,18 @@ def test_lazy_conjugates_come_back(lazy: str) -> None:
     assert torch.equal(recording.unpack(packed), view)
 
 
+@pytest.mark.parametrize("role", ["stored", "source"])
+def test_a_sealed_recording_has_let_go(role: str) -> None:
+    tensor = torch.randn(2000)
+    recording = Recording(TensorStore(), Tier.HOST, {"x": tensor} if role == "source" else {})
+    recording.pack(tensor[3:])
+    recording.seal()
+    storage = weakref.ref(tensor.untyped_storage())
+    del tensor
+    gc.collect()
+    assert storage() is None
+
+
 def test_an_alias_is_not_stored() -> None:
     recording = Recording(TensorStore(), Tier.HOST, {})
     out, other = torch.randn(2000), torch.randn(1500)
@@ -129,8 +141,21 @@ def test_an_alias_is_not_stored() -> None:
     assert recording.nbytes == 6000
     again = out.clone()
     with recording.bound({"o": again}):
-        assert recording.unpack(packed[0]) is again
+        assert recording.unpack(packed[0]).data_ptr() == again.data_ptr()
         assert torch.equal(recording.unpack(packed[1]), other)
+
+
+def test_an_alias_may_be_transposed_but_no_part() -> None:
+    recording = Recording(TensorStore(), Tier.HOST, {})
+    out, cut = torch.randn(2, 30, 40), torch.randn(50, 40)
+    packed = [recording.pack(t) for t in (out.transpose(1, 2), cut[10:])]
+    for tensor in (out, cut):
+        recording.alias(tensor, "o")
+    recording.seal()
+    assert recording.nbytes == 8000
+    with recording.bound({"o": out + 1}):
+        assert torch.equal(recording.unpack(packed[0]), (out + 1).transpose(1, 2))
+        assert torch.equal(recording.unpack(packed[1]), cut[10:])
 
 
 def test_small_storages_stay_on_the_device() -> None:

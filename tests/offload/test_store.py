@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offload import TensorStore, Tier
+from offload import MemoError, TensorStore, Tier
 
 
 @pytest.mark.parametrize("tier", list(Tier))
@@ -19,9 +19,11 @@ def test_tensors_of_odd_strides_come_back(tier: Tier) -> None:
 def test_the_host_has_a_copy_and_the_device_a_reference() -> None:
     store, tensor = TensorStore(), torch.ones(3)
     host, device = store.put(tensor, Tier.HOST), store.put(tensor, Tier.DEVICE)
+    assert store.get(device).data_ptr() == tensor.data_ptr()
     tensor.fill_(2)
     assert torch.equal(store.get(host), torch.ones(3))
-    assert store.get(device).data_ptr() == tensor.data_ptr()
+    with pytest.raises(MemoError, match="inplace"):
+        store.get(device)
 
 
 def test_bytes_are_counted_until_the_ticket_is_dropped() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,8 +38,21 @@ def test_placements_are_as_many_as_the_fractions_say(
 ) -> None:
     placements = spread_placements(count, fractions)
     assert len(placements) == count
-    for kind, share in fractions.items():
-        assert abs(placements.count(kind) - share * count) < 1 + 1e-9
+    errors = [abs(placements.count(kind) - share * count) for kind, share in fractions.items()]
+    assert sum(errors) <= _least_error(count, fractions) + 1e-6
+
+
+def _least_error(count: int, fractions: dict[Placement, float]) -> float:
+    """The least sum of distances between whole numbers that sum to `count` and the fractions."""
+    kinds = list(fractions)
+    choices = product(
+        *[(int(fractions[kind] * count), int(fractions[kind] * count) + 1) for kind in kinds]
+    )
+    return min(
+        sum(abs(n - fractions[kind] * count) for n, kind in zip(choice, kinds, strict=True))
+        for choice in choices
+        if sum(choice) == count
+    )
 
 
 @given(st.integers(1, 200), _fractions())

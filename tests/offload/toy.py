@@ -6,7 +6,8 @@ ordinary graph (`plain`). Nothing here knows how the runtime works.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,6 +90,12 @@ class ToySplit:
         mlp = torch.nn.functional.gelu(inner @ params["up"]) @ params["down"]
         aux = {"router": inner @ params["gate"]}
         return TileOutput(y=hidden + self._drop(mlp), aux=aux, call=call)
+
+    @contextmanager
+    def backward_scope(self) -> Iterator[None]:
+        self.runs.append("scope entered")
+        yield
+        self.runs.append("scope left")
 
     def _norm(self, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         return (

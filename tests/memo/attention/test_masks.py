@@ -92,7 +92,6 @@ def test_position_ids_tell_documents(ids: Tensor, starts: tuple[tuple[int, ...],
         hf.causal_mask_function, batch_size=2, tokens=13, padding=None, position_ids=ids
     )
     assert tuple(row.starts for row in mask.rows) == starts
-    assert mask.is_packed == any(len(row) > 1 for row in starts)
 
 
 def test_positions_within_padding_start_no_document() -> None:

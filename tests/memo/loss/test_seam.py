@@ -88,9 +88,14 @@ def test_the_loss_is_tiled_and_logits_are_lazy() -> None:
     assert told == ["argmax"]
 
 
-def test_hooks_of_the_head_see_one_call_and_a_scalar() -> None:
+def test_hooks_of_an_engine_see_one_call_and_a_scalar() -> None:
     model, seen = _model(), list[torch.Size]()
-    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen.append(output.shape)
+
+    hook.__module__ = "torch.distributed.fsdp"
+    model.lm_head.register_forward_hook(hook)
     with _seam(model).installed():
         model(**_batch()).loss.backward()
     assert seen == [torch.Size(())]
@@ -155,11 +160,13 @@ def test_autocast_decides_the_dtype_of_logits() -> None:
         assert lazy.dtype is torch.bfloat16 is lazy.materialise("the test").dtype
 
 
-@pytest.mark.xfail(reason="it is deleted after the loss", strict=True)
-def test_a_forward_that_was_set_on_the_head_stays() -> None:
+def test_heads_that_others_have_changed_have_no_seam() -> None:
     model = _model()
-    head = model.lm_head
-    before = head.forward
-    head.forward = lambda hidden: before(hidden)  # as accelerate's hooks do
-    with _untouched(model), _seam(model).installed():
-        model(**_batch()).loss.backward()
+    before = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: before(hidden)  # as accelerate's hooks do
+    assert LossSeam.of(model, lambda why: None) is None
+    hooked = _model()
+    handle = hooked.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    assert LossSeam.of(hooked, lambda why: None) is None
+    handle.remove()
+    assert LossSeam.of(hooked, lambda why: None) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from memo.loss import tiled
 from memo.loss.lazy import LogitsRecipe, Operation
 from memo.loss.tiled import LossSpec, tiled_cross_entropy
+from offload import MemoError
 
 HIDDEN, VOCABULARY, TOKENS = 6, 11, 17
 
@@ -20,7 +22,7 @@ HIDDEN, VOCABULARY, TOKENS = 6, 11, 17
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """34 tokens in tiles of 5, the last one short."""
     monkeypatch.setattr(tiled, "_MIN_TOKENS", 5)
-    monkeypatch.setattr(tiled, "_TILE_BYTES", 1)
+    monkeypatch.setattr(tiled, "_TILE_BYTES", {"cpu": 1})
 
 
 def _softcapped(logits: Tensor) -> Tensor:
@@ -42,7 +44,8 @@ def _labels(ignore_index: int = -100) -> Tensor:
 
 
 def _spec(head: nn.Module, *, divisor: Tensor | float | None = None, index: int = -100) -> LossSpec:
-    return LossSpec(head, LogitsRecipe(head, _SOFTCAP), index, divisor, VOCABULARY)
+    recipe, dtype = LogitsRecipe(head, _SOFTCAP), next(head.parameters()).dtype
+    return LossSpec(head, recipe, index, divisor, VOCABULARY, dtype)
 
 
 def _plain(
@@ -134,6 +137,14 @@ def test_without_a_label_gradients_are_torchs(dtype: torch.dtype) -> None:
     assert all(map(torch.equal, found, want))
 
 
+def test_a_second_backward_is_refused() -> None:
+    head, hidden = nn.Linear(HIDDEN, VOCABULARY), torch.randn(2, TOKENS, HIDDEN)
+    loss = tiled_cross_entropy(_spec(head), hidden, _labels())
+    loss.backward(retain_graph=True)
+    with pytest.raises(MemoError, match="second time"):
+        loss.backward()
+
+
 def test_nan_passes_through() -> None:
     head, labels = nn.Linear(HIDDEN, VOCABULARY), _labels()
     hidden = torch.randn(2, TOKENS, HIDDEN)
@@ -199,7 +210,8 @@ def test_a_learned_scale_takes_its_gradient_in_backward() -> None:
     want = functional.cross_entropy((head(hidden) * scale).flatten(0, 1), labels.flatten()) / 4
     (expected,) = torch.autograd.grad(want, scale)
     recipe = LogitsRecipe(head, ((torch.mul, (scale,), {}),))
-    loss = tiled_cross_entropy(LossSpec(head, recipe, -100, None, VOCABULARY), hidden, labels) / 4
+    spec = replace(_spec(head), recipe=recipe)
+    loss = tiled_cross_entropy(spec, hidden, labels) / 4
     early = scale.grad
     loss.backward()
     assert early is None
