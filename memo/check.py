@@ -36,7 +36,7 @@ from offload import (
     split_tokens,
 )
 
-_TOKENS, _TILE_TOKENS, _BATCH = 11, 4, 2
+_TOKENS, _TILE_TOKENS, _BATCH = 67, 24, 2
 """Two rows and three tiles, the last one short: enough to see any mixing of tokens or rows."""
 
 _COPY_BYTES = 2 << 30
@@ -45,6 +45,9 @@ rounding.
 """
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+_LOOSEST = 5e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def check_layers(model: nn.Module, samples: dict[str, nn.Module]) -> dict[str, L
 
     Random numbers, modes and gradients of the model are as before afterwards.
     """
-    with torch.random.fork_rng(), _evaluating(model):
+    with torch.random.fork_rng(_cuda_devices(model)), _evaluating(model):
         ids = _some_ids(model)
         plain = _capture(model, samples, ids)
         core = AttentionCore(TensorStore())
@@ -127,7 +130,15 @@ def _settle_mixed(
     return modes
 
 
+def _cuda_devices(model: nn.Module) -> list[int]:
+    devices = {param.device for param in model.parameters()}
+    return [device.index for device in devices if device.type == "cuda"]
+
+
 def _check(layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionCore) -> LayerMode:
+    for name, module in layer.named_modules():
+        if getattr(module, "track_running_stats", False):
+            return LayerMode(f"{name} ({type(module).__name__}) keeps statistics over tokens")
     layer, dtype = _checkable(layer)
     expected, names = _gradients(layer, _cast(plain, dtype), None)
     try:
@@ -196,7 +207,7 @@ def _differs(
     floor = 1e-2 * max(float(t.float().norm()) for t in expected[1:] or expected if t is not None)
     for name, ours, plain in zip(names, got, expected, strict=True):
         error = _relative_error(ours, plain, floor if name != "output" else 0.0)
-        if not error <= _TOLERANCE[dtype]:
+        if not error <= _TOLERANCE.get(dtype, _LOOSEST):
             return f"run tile by tile, its {name} is off by {error:.1e}"
     return None
 

@@ -59,12 +59,14 @@ class Entry:
             self.model.__dict__["forward"] = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.runtime.thread.is_inside:
+        if self.runtime.is_removed or self.runtime.thread.is_inside:
             return self.original(*args, **kwargs)
         arguments = self._named(args, kwargs)
         if not self._is_ours(arguments):
             return self.original(*args, **kwargs)
         self._refuse(arguments)
+        if arguments.get("use_cache"):
+            warn_once(self.runtime, "use_cache=True was asked for in training: memo has no cache")
         if "use_cache" in self._parameters and "use_cache" not in self._positional(args):
             kwargs["use_cache"] = False
         with self._installed(arguments):
@@ -98,6 +100,10 @@ class Entry:
         return torch.is_grad_enabled() and asked
 
     def _refuse(self, arguments: dict[str, Any]) -> None:
+        if self.runtime.switch.is_on:
+            raise MemoError(
+                "a wrapped model runs in one thread at a time, and a backward is running"
+            )
         config = getattr(self.model, "config", None)
         asked = arguments.get("output_attentions")
         if asked or (asked is None and getattr(config, "output_attentions", False)):

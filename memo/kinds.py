@@ -69,6 +69,14 @@ def _structure(layer: nn.Module) -> Hashable:
 
 
 def _switches(module: nn.Module) -> Hashable:
-    # Flags and names such as `is_sliding` or `layer_type` choose between code paths of one class.
-    chosen = {name: value for name, value in vars(module).items() if isinstance(value, bool | str)}
-    return tuple(sorted((name, value) for name, value in chosen.items() if name != "training"))
+    # Flags, names and numbers such as `is_sliding` or `layer_type` choose between code paths of one
+    # class. What only tells where a layer stands is none of them.
+    return tuple(
+        sorted(
+            (name, repr(value))
+            for name, value in vars(module).items()
+            if isinstance(value, bool | str | int | float | None)
+            and name not in ("training", "gradient_checkpointing")
+            and not name.endswith(("_idx", "_id", "_index", "layer_number"))
+        )
+    )

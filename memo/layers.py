@@ -8,7 +8,7 @@ family stands here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,10 @@ class HFLayer:
         self.params = dict(self.layer.named_parameters())
         self.constants = (*self.layer.buffers(), *self.arguments.tensors())
         self._plain = PlainForward(self.layer)
+
+    def backward_scope(self) -> AbstractContextManager[None]:
+        """See `offload.SplitLayer`."""
+        return self.switch.on()
 
     def pre(self, x: Tensor, tile: Tile, params: Mapping[str, Tensor]) -> CoreCall:
         """See `offload.SplitLayer`.
@@ -171,13 +175,3 @@ def first_tensor(output: Any) -> Tensor:
             raise SplitError("the layer returns more tensors than its hidden states")
         return output[0]
     raise SplitError(f"the layer returns a {type(output).__name__}")
-
-
-def find_layers(model: nn.Module, layer_types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """The outermost modules of these types, by name."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, layer_types) and not inside:
-            found[name] = module
-    return found

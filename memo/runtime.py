@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from memo.attention.core import AttentionCore
+from memo.attention.interface import current_seam
 from memo.contracts import LayerMode, Options
 from memo.layers import HFLayer, LayerArguments, collected_names
 from memo.modules import PlainForward
 from memo.switch import OneThread, Switch
 from memo.tiling import auto_tile_tokens
+from memo.warning import warn_once
 from offload import (
     LayerCount,
     Placement,
@@ -57,6 +59,7 @@ class Runtime:
     store: TensorStore = field(default_factory=TensorStore)
     counts: dict[str, LayerCount] = field(default_factory=dict)
     thread: OneThread = field(default_factory=OneThread)
+    is_removed: bool = False
     notes: dict[str, int] = field(default_factory=dict)
     tile_tokens: int | None = None
     core: AttentionCore = field(init=False)
@@ -79,14 +82,25 @@ class Runtime:
     ) -> Any:
         """Run one decoder layer as `forward(hidden_states, *args, **kwargs)` would."""
         x, args, kwargs = _hidden_states(args, kwargs)
-        if self.modes[layer.kind].is_tiled:
-            return self._run_tiled(layer, x, args, kwargs)
-        return self._run_whole(layer, forward, x, args, kwargs)
-
-    def _run_tiled(
-        self, layer: WrappedLayer, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
         arguments = LayerArguments(args, kwargs, x.shape[1])
+        if self.modes[layer.kind].is_tiled and self._can_tile(layer, forward, arguments):
+            return self._run_tiled(layer, x, arguments)
+        return self._run_whole(layer, forward, x, arguments)
+
+    def _can_tile(
+        self, layer: WrappedLayer, forward: Callable[..., Any], arguments: LayerArguments
+    ) -> bool:
+        """Whether this call is as the self-check found calls of its kind; says so once if not."""
+        reason = None
+        if getattr(forward, "__func__", None) is not type(layer.module).forward:
+            reason = "somebody else's forward stands on the layer"
+        elif torch.is_grad_enabled() and any(t.requires_grad for t in arguments.tensors()):
+            reason = "arguments beside the hidden states take gradients"
+        if reason is not None:
+            warn_once(self, f"layers of class {layer.kind} run whole, not tile by tile: {reason}")
+        return reason is None
+
+    def _run_tiled(self, layer: WrappedLayer, x: Tensor, arguments: LayerArguments) -> Any:
         split = HFLayer(layer.module, arguments, self.switch, collected_names())
         outputs = run_tiled(
             TiledForward(
@@ -107,7 +121,8 @@ class Runtime:
         self, norm: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Run a norm outside the layers as `forward` would."""
-        if kwargs or len(args) != 1 or args[0].ndim != 3:
+        ours = getattr(forward, "__func__", None) is type(norm).forward
+        if kwargs or len(args) != 1 or args[0].ndim != 3 or not ours:
             return forward(*args, **kwargs)
         (x,) = args
         tiles = split_tokens(x.shape[1], self.options.tile_tokens or auto_tile_tokens(x, norm))
@@ -126,19 +141,20 @@ class Runtime:
         )
 
     def _run_whole(
-        self,
-        layer: WrappedLayer,
-        forward: Callable[..., Any],
-        x: Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, layer: WrappedLayer, forward: Callable[..., Any], x: Tensor, arguments: LayerArguments
     ) -> Any:
+        args, kwargs = arguments.args, arguments.kwargs
         if not torch.is_grad_enabled():
             return forward(x, *args, **kwargs)
-        module = layer.module
-        arguments = LayerArguments(args, kwargs, x.shape[1])
+        module, seam = layer.module, current_seam()
+
+        def run(hidden: Tensor) -> Any:
+            # A second run, in backward, must find attention as the first one did.
+            with self.switch.on(), seam.entered():
+                return forward(hidden, *args, **kwargs)
+
         return run_whole(
-            lambda hidden: forward(hidden, *args, **kwargs),
+            run,
             x,
             placement=self._whole_placement(layer),
             constants=(*module.parameters(), *module.buffers(), *arguments.tensors()),

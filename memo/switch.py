@@ -23,13 +23,14 @@ from offload import MemoError
 class Switch:
     """Counted, so that a forward within a forward leaves things as the outer one needs them.
 
-    `configs` get our attention implementation; modules whose `gradient_checkpointing` is set are
-    told not to, for Hugging Face's checkpointing (enabled after `wrap`, by a Trainer's argument
-    say) would rebuild what memo rebuilds.
+    `configs` get our attention implementation, if `attention`, and no cache; modules whose
+    `gradient_checkpointing` is set are told not to, for Hugging Face's checkpointing (enabled after
+    `wrap`, by a Trainer's argument say) would rebuild what memo rebuilds.
     """
 
     configs: list[Any]
     checkpointed: list[nn.Module]
+    attention: bool = True
     _depth: int = 0
     _undo: list[tuple[Any, str, Any]] = field(default_factory=list)
 
@@ -43,7 +44,11 @@ class Switch:
         }
         named = [c for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
         flagged = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
-        return cls(named if attention else [], flagged)
+        return cls(named, flagged, attention)
+
+    @property
+    def is_on(self) -> bool:
+        return self._depth > 0
 
     @property
     def is_checkpointing_asked(self) -> bool:
@@ -51,19 +56,23 @@ class Switch:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        if self._depth == 0:
-            self._turn()
-        self._depth += 1
+        depth = self._depth
         try:
+            if depth == 0:
+                self._turn()
+            self._depth = depth + 1
             yield
         finally:
-            self._depth -= 1
-            if self._depth == 0:
+            self._depth = depth
+            if depth == 0:
                 self._turn_back()
 
     def _turn(self) -> None:
         for config in self.configs:
-            self._set(config, "_attn_implementation_internal", NAME)
+            if self.attention:
+                self._set(config, "_attn_implementation_internal", NAME)
+            if getattr(config, "use_cache", False):
+                self._set(config, "use_cache", False)
         for module in self.checkpointed:
             if module.gradient_checkpointing:
                 self._set(module, "gradient_checkpointing", False)

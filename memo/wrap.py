@@ -20,6 +20,9 @@ from memo.switch import Switch
 from memo.warning import warn_once
 from offload import MemoError
 
+_RUNTIME = "_memo_runtime"
+"""The attribute of a wrapped model that holds its runtime."""
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -66,6 +69,7 @@ def wrap(
     modes = check_layers(root, _samples(layers))
     norms = [norm for norm in find_norms(root, layers) if is_tokenwise(norm)]
     runtime = Runtime(options, layers, modes, _switch(root, modes), norms)
+    root.__dict__[_RUNTIME] = runtime
     for owner in _owners(root, layers):
         Entry(owner, runtime).install()
     for kind, mode in modes.items():
@@ -81,7 +85,9 @@ def unwrap(model: ModelT) -> ModelT:
         MemoError: for a model that is not wrapped.
     """
     root = _root(model)
-    runtime_of(root)
+    # What others laid over our forwards in the meantime (mixed precision) still calls them.
+    runtime_of(root).is_removed = True
+    del root.__dict__[_RUNTIME]
     for module in root.modules():
         entry = module.__dict__.get("forward")
         if isinstance(entry, Entry):
@@ -103,8 +109,8 @@ def runtime_of(model: nn.Module) -> Runtime:
 
 
 def _runtime_or_none(root: nn.Module) -> Runtime | None:
-    entries = (module.__dict__.get("forward") for module in root.modules())
-    return next((entry.runtime for entry in entries if isinstance(entry, Entry)), None)
+    runtime: Runtime | None = root.__dict__.get(_RUNTIME)
+    return runtime
 
 
 def _root(model: nn.Module) -> nn.Module:

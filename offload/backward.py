@@ -41,7 +41,7 @@ class TiledBackward:
         memory.parameters = memory.parameters or ParameterGradients(self._split.params)
         grad_x, gradients = Joined(total), memory.gradients
         gradients.x, gradients.o = grad_x, Joined(total)
-        with self.layer.replay.restored():
+        with self.layer.replay.restored(), self._split.backward_scope():
             self._run(grads)
         gradients.x = None
         return grad_x.value_or_none(self._tiles), memory.parameters.collect()

@@ -9,6 +9,7 @@ Later tiers join `Tier`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -21,6 +22,12 @@ class MemoError(RuntimeError):
     """What memo cannot do as asked; the message says what happened and what to do. All of memo's
     errors are of it, but for bad argument values, which are `ValueError`.
     """
+
+
+SECOND_BACKWARD = (
+    "backward ran a second time through a wrapped model, whose tensors the first one freed: add "
+    "the losses and run backward once, or run the forward again"
+)
 
 
 class Tier(StrEnum):
@@ -98,6 +105,9 @@ class SplitLayer(Protocol):
         """Tensors that outlive the call (buffers, rotary tables): referenced when autograd saves
         them, never moved.
         """
+
+    def backward_scope(self) -> AbstractContextManager[None]:
+        """Around a layer's whole backward, in which `pre` and `run` are called again."""
 
     def pre(self, x: Tensor, tile: Tile, params: Mapping[str, Tensor]) -> CoreCall:
         """Run up to attention. `x`: [batch, tile tokens, hidden]."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -31,18 +32,10 @@ class ParameterGradients:
     def _leaf(self, name: str, param: Tensor) -> Tensor:
         leaf = param.detach().requires_grad_(param.requires_grad)
         if param.requires_grad and param.dtype in GRADIENT_DTYPES:
-            leaf.register_post_accumulate_grad_hook(lambda tensor: self._widen(name, tensor))
+            # The hook is held by C++, where the garbage collector cannot see a way back: it knows
+            # the sums, never the leaves.
+            leaf.register_post_accumulate_grad_hook(partial(_widen, self._wide, name))
         return leaf
-
-    def _widen(self, name: str, leaf: Tensor) -> None:
-        # Called as soon as one parameter's gradient of one tile is there, so that no two of them
-        # wait in memory.
-        grad, leaf.grad = leaf.grad, None
-        assert grad is not None
-        if name in self._wide:
-            self._wide[name].add_(grad)
-        else:
-            self._wide[name] = grad.to(GRADIENT_DTYPES[leaf.dtype])
 
     def collect(self) -> tuple[Tensor | None, ...]:
         """The sums in the parameters' dtypes and order, None where no tile gave a gradient;
@@ -62,6 +55,17 @@ class ParameterGradients:
         if wide is not None:
             return wide.to(leaf.dtype)
         return _take(leaf)
+
+
+def _widen(sums: dict[str, Tensor], name: str, leaf: Tensor) -> None:
+    # Called as soon as one parameter's gradient of one tile is there, so that no two of them wait
+    # in memory.
+    grad, leaf.grad = leaf.grad, None
+    assert grad is not None
+    if name in sums:
+        sums[name].add_(grad)
+    else:
+        sums[name] = grad.to(GRADIENT_DTYPES[leaf.dtype])
 
 
 def _take(leaf: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from offload.backward import TiledBackward
-from offload.contracts import MemoError
+from offload.contracts import SECOND_BACKWARD, MemoError
 from offload.forward import LayerMemory, TiledForward
 
 
@@ -52,11 +52,7 @@ class _TiledLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         memory, ctx.memory = ctx.memory, None
         if memory is None:
-            raise MemoError(
-                "backward ran a second time through a wrapped layer, whose tensors the "
-                "first one freed: "
-                "add the losses and run backward once, or run the forward again"
-            )
+            raise MemoError(SECOND_BACKWARD)
         grad_x, grad_params = TiledBackward(ctx.forward_run, memory).run(grads)
         return (None, None, grad_x, *grad_params)
 

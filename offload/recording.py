@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -60,13 +61,14 @@ class _OfSource:
 
 @dataclass(slots=True)
 class _OfStorage:
-    """A view of a storage that this recording holds; `alias` replaces it when the same values
+    """A view of a storage that this recording holds; `alias` (a source and an order
+    of its dims) replaces it when the same values
     live on elsewhere.
     """
 
     key: int
     view: _View
-    alias: str | None = None
+    alias: tuple[str, tuple[int, ...]] | None = None
 
 
 Packed = Tensor | _OfSource | _OfStorage
@@ -138,9 +140,9 @@ class Recording:
         need not be stored.
         """
         for packed in self._views:
-            whole = packed.view.shape == tensor.shape and packed.view.stride == tensor.stride()
-            if packed.key == _key(tensor) and whole:
-                packed.alias = name
+            if packed.key == _key(tensor):
+                order = _permutation(tensor, packed.view)
+                packed.alias = None if order is None else (name, order)
 
     def seal(self) -> None:
         """Move what was saved into the tier and let go of the sources."""
@@ -184,7 +186,8 @@ class Recording:
         if isinstance(packed, _OfSource):
             return packed.view.restore(self._source(packed.name))
         if packed.alias is not None:
-            return self._source(packed.alias)
+            name, order = packed.alias
+            return self._source(name).permute(order)
         view = packed.view
         flat = self._load(packed.key)
         storage = flat.untyped_storage()
@@ -202,6 +205,20 @@ class Recording:
             if self._bound is not None:
                 self._loaded[key] = flat
         return flat
+
+
+def _permutation(tensor: Tensor, view: _View) -> tuple[int, ...] | None:
+    """The order of dims in which `tensor` is the view; kernels save what they return transposed."""
+    dims = range(tensor.ndim)
+    if tensor.ndim != len(view.shape) or tensor.storage_offset() != view.offset:
+        return None
+    for order in permutations(dims):
+        if all(
+            (tensor.shape[d], tensor.stride(d)) == (n, s)
+            for d, n, s in zip(order, view.shape, view.stride, strict=True)
+        ):
+            return order
+    return None
 
 
 def _key(tensor: Tensor) -> int:

@@ -66,7 +66,8 @@ class Replay:
     def __post_init__(self) -> None:
         peek = torch.Generator()
         peek.set_state(torch.get_rng_state())
-        self._seed = int(torch.randint(2**62, (), generator=peek))
+        # The second number to come: the first is what attention's own dropout may draw.
+        self._seed = int(torch.randint(2**62, (2,), generator=peek)[1])
         self._autocast = AutocastState.capture(self.device.type)
 
     @contextmanager

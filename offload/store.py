@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offload.contracts import Tier, nbytes
+from offload.contracts import MemoError, Tier, nbytes
 
 
 class TierStore(Protocol):
@@ -76,6 +76,7 @@ class Ticket:
     tier: Tier
     device: torch.device
     held: Tensor
+    version: int
 
 
 @dataclass(slots=True)
@@ -96,14 +97,23 @@ class TensorStore:
     def put(self, tensor: Tensor, tier: Tier) -> Ticket:
         """Store `tensor` (any shape, dtype and strides; detached) in `tier`."""
         held = self.tiers[tier].save(tensor.detach())
-        ticket = Ticket(tier, tensor.device, held)
+        ticket = Ticket(tier, tensor.device, held, held._version)
         count, size_bytes = self.counts[tier], nbytes(tensor)
         count.add(size_bytes)
         weakref.finalize(ticket, count.remove, size_bytes)
         return ticket
 
     def get(self, ticket: Ticket) -> Tensor:
-        """The stored tensor, on the device that it came from."""
+        """The stored tensor, on the device that it came from.
+
+        Raises:
+            MemoError: when a tensor that was kept by reference has been changed in place since.
+        """
+        if ticket.held._version != ticket.version:
+            raise MemoError(
+                "a tensor that backward needs was modified by an inplace operation after the "
+                "layer's forward; modify a clone instead"
+            )
         return self.tiers[ticket.tier].load(ticket.held, ticket.device)
 
     def reset_peaks(self) -> None:

@@ -7,7 +7,8 @@ It is the runtime's `Core`, and `attend` is the same for a layer that is not til
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +61,10 @@ class AttentionCore:
         return self._sdpa
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, BlockStates | None]:
+        with _without_autocast(call) as cast:
+            return self._forward(cast, tier)
+
+    def _forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, BlockStates | None]:
         q, _, v = call.heads
         kernel, o, states = self.kernel_for(call), None, []
         for piece in self._pieces(call):
@@ -79,6 +84,12 @@ class AttentionCore:
         self, grad_o: Tensor, call: CoreCall, o: Tensor, state: CoreState
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         assert isinstance(state, BlockStates)
+        with _without_autocast(call) as cast:
+            return self._backward(grad_o, cast, o, state)
+
+    def _backward(
+        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: BlockStates
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         sums = _Sums(call)
         kernel = self.kernel_for(call)
         for piece, piece_state in zip(self._pieces(call), state.states, strict=True):
@@ -185,6 +196,18 @@ class _Attend(torch.autograd.Function):
         call = CoreCall(heads=heads, extras=extras, options=ctx.options)
         head_grads, extra_grads = ctx.core.backward(grads[0], call, o, ctx.state)
         return (None, None, None, *head_grads, *extra_grads)
+
+
+@contextmanager
+def _without_autocast(call: CoreCall) -> Iterator[CoreCall]:
+    """The call as autocast would have kernels see it, which they are run on without autocast: casts
+    of their own would be saved for backward beside q, k and v."""
+    device_type = call.heads[0].device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        call = replace(call, heads=tuple(tensor.to(dtype) for tensor in call.heads))
+    with torch.autocast(device_type, enabled=False):
+        yield call
 
 
 def _options(call: CoreCall) -> AttentionOptions:

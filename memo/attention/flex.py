@@ -19,6 +19,9 @@ from memo.attention.contracts import AttentionOptions, BlockInputs
 from memo.attention.recorded import RecordedKernel
 from offload import TensorStore
 
+_MAX_MASKS = 8
+"""As for SDPA's bands."""
+
 
 class FlexKernel(RecordedKernel):
     """`flex_attention` on one block, compiled unless another function is given."""
@@ -55,6 +58,8 @@ class FlexKernel(RecordedKernel):
             return None
         key = (*block.shape, block.causal, block.window, device)
         if key not in self._masks:
+            while len(self._masks) >= _MAX_MASKS:
+                del self._masks[next(iter(self._masks))]
             queries, keys, _ = block.shape
             self._masks[key] = create_block_mask(
                 _mask_mod(block), None, None, queries, keys, device=str(device)

@@ -155,7 +155,7 @@ def attention(
     tile = _TILE.get()
     if tile is not None:
         return tile.reach(call), None
-    return attend(_seam().core, call), None
+    return attend(current_seam().core, call), None
 
 
 def _refuse_unknown(module: nn.Module, keywords: dict[str, Any]) -> None:
@@ -211,11 +211,16 @@ def mask(
         batch_size=batch_size,
         tokens=q_length,
         padding=attention_mask,
-        position_ids=_seam().position_ids,
+        position_ids=current_seam().position_ids,
     )
 
 
-def _seam() -> Seam:
+def current_seam() -> Seam:
+    """The seam of the wrapped forward that is running.
+
+    Raises:
+        MemoError: when none is.
+    """
     seam = _SEAM.get()
     if seam is None:
         raise MemoError(

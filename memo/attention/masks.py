@@ -62,10 +62,6 @@ class RangeMask:
         """One document without padding."""
         return cls(tokens, (Row((0, tokens), (0,)),), causal)
 
-    @property
-    def is_packed(self) -> bool:
-        return any(len(row.starts) > 1 for row in self.rows)
-
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:

@@ -16,6 +16,9 @@ from memo.attention.contracts import BlockInputs
 from memo.attention.recorded import RecordedKernel
 from offload import TensorStore
 
+_MAX_BANDS = 8
+"""Blocks of one mask have three or four shapes; lengths that vary bring others, and old ones go."""
+
 
 @dataclass(slots=True)
 class Bands:
@@ -28,6 +31,8 @@ class Bands:
     def of(self, block: Block, like: Tensor) -> Tensor:
         key = (*block.shape, block.causal, block.window, like.dtype, like.device)
         if key not in self._bands:
+            while len(self._bands) >= _MAX_BANDS:
+                del self._bands[next(iter(self._bands))]
             seen = block.allowed(like.device)
             self._bands[key] = torch.zeros(
                 seen.shape, dtype=like.dtype, device=like.device

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from offload import MemoError
 
 Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function, its arguments after the logits, and its keywords."""
@@ -28,6 +30,8 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     _T.mul_: torch.mul,
     _T.div_: torch.div,
     _T.tanh_: torch.tanh,
+    _T.clone: torch.clone,
+    _T.detach: torch.detach,
 }
 _ELEMENTWISE: frozenset[Any] = frozenset(
     {
@@ -56,8 +60,10 @@ _QUERIES: frozenset[Any] = frozenset(
         ),
         *(
             getattr(_T, name).__get__
-            for name in ("is_cuda", "layout", "is_sparse", "is_quantized", "is_leaf")
+            for name in ("is_cuda", "layout", "is_sparse", "is_quantized", "is_leaf", "is_meta")
         ),
+        *(getattr(_T, name).__get__ for name in ("grad_fn", "grad", "is_nested", "is_cpu")),
+        torch.is_floating_point,
     }
 )
 
@@ -66,7 +72,7 @@ _QUERIES: frozenset[Any] = frozenset(
 class LogitsRecipe:
     """How to make logits of hidden states ([..., hidden] to [..., vocabulary])."""
 
-    head: Callable[[Tensor], Tensor]
+    head: nn.Module
     operations: Sequence[Operation] = ()
     on_materialise: Callable[[str], None] = field(default=lambda _: None)
 
@@ -77,6 +83,10 @@ class LogitsRecipe:
             logits = function(logits, *args, **kwargs)
         return logits
 
+    def weight_versions(self) -> tuple[int, ...]:
+        """Changed when the head's weights are."""
+        return tuple(param._version for param in self.head.parameters())
+
     def then(self, operation: Operation) -> LogitsRecipe:
         return replace(self, operations=(*self.operations, operation))
 
@@ -86,6 +96,9 @@ class LazyLogits(torch.Tensor):
 
     hidden: Tensor
     recipe: LogitsRecipe
+    head_dtype: torch.dtype
+    weight_versions: tuple[int, ...]
+    made: Tensor | None
 
     @staticmethod
     def of(hidden: Tensor, recipe: LogitsRecipe, vocabulary: int, dtype: torch.dtype) -> LazyLogits:
@@ -93,22 +106,36 @@ class LazyLogits(torch.Tensor):
         lazy: LazyLogits = torch.Tensor._make_wrapper_subclass(
             LazyLogits, shape, dtype=dtype, device=hidden.device, requires_grad=False
         )
-        lazy.hidden, lazy.recipe = hidden, recipe
+        lazy.hidden, lazy.recipe, lazy.head_dtype = hidden, recipe, dtype
+        lazy.weight_versions, lazy.made = recipe.weight_versions(), None
         return lazy
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"LazyLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
 
     def materialise(self, why: str) -> Tensor:
-        """The real logits, with their graph."""
-        self.recipe.on_materialise(why)
-        return self.recipe.apply(self.hidden)
+        """The real logits, with their graph; made once.
+
+        Raises:
+            MemoError: when the head's weights have changed since the forward.
+        """
+        if self.made is None:
+            if self.recipe.weight_versions() != self.weight_versions:
+                raise MemoError(
+                    "logits were asked for after the head's weights had changed, and would be "
+                    "those of the new weights; read outputs.logits before optimizer.step()"
+                )
+            self.recipe.on_materialise(why)
+            self.made = self.recipe.apply(self.hidden)
+        return self.made
 
     def _recorded(self, operation: Operation) -> LazyLogits:
         function, args, kwargs = operation
         dtype = function(torch.empty(0, dtype=self.dtype), *args, **kwargs).dtype
         recipe = self.recipe.then(operation)
-        return LazyLogits.of(self.hidden, recipe, self.shape[-1], dtype)
+        result = LazyLogits.of(self.hidden, recipe, self.shape[-1], dtype)
+        result.head_dtype, result.weight_versions = self.head_dtype, self.weight_versions
+        return result
 
     @classmethod
     def __torch_function__(
@@ -118,6 +145,8 @@ class LazyLogits(torch.Tensor):
         if func in _QUERIES:
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         lazy = args[0] if args else None
+        if func is _T.view_as and args[1] is lazy:
+            return lazy
         if isinstance(lazy, LazyLogits) and func in _ELEMENTWISE and _are_scalars(args[1:], kwargs):
             return lazy._recorded((_OUT_OF_PLACE.get(func, func), args[1:], kwargs))
         return _on_real(func, args, kwargs)

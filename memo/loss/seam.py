@@ -41,6 +41,8 @@ class LossSeam:
         names = [name for name, child in model.named_children() if child is head]
         if head is None or not names or not isinstance(getattr(head, "weight", None), Tensor):
             return None
+        if "forward" in head.__dict__ or _foreign_hooks(head):
+            return None
         if getattr(model, "loss_function", None) is not ForCausalLMLoss:
             return None
         return cls(model, names[0], on_materialise)
@@ -75,10 +77,19 @@ class _LazyHead:
             torch.get_autocast_dtype(hidden.device.type) if _is_autocast(hidden) else weight.dtype
         )
         recipe = LogitsRecipe(self.head, (), self.on_materialise)
-        return LazyLogits.of(hidden, recipe, weight.shape[0], dtype)
+        # An engine that shards parameters leaves a weight without rows between calls.
+        vocabulary = getattr(self.head, "out_features", weight.shape[0])
+        return LazyLogits.of(hidden, recipe, vocabulary, dtype)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.head, name)
+
+
+def _foreign_hooks(head: nn.Module) -> bool:
+    """Whether anybody but an engine (which gathers parameters) wants to see the head's output."""
+    engines = ("torch.distributed", "deepspeed")
+    hooks = (*head._forward_hooks.values(), *head._forward_pre_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith(engines) for hook in hooks)
 
 
 def _is_autocast(tensor: Tensor) -> bool:
@@ -106,7 +117,9 @@ def _loss(
     if shift_labels is None:
         assert labels is not None
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    spec = LossSpec(head, logits.recipe, ignore_index, num_items_in_batch, vocab_size)
+    spec = LossSpec(
+        head, logits.recipe, ignore_index, num_items_in_batch, vocab_size, logits.head_dtype
+    )
     return _as_forward_of(
         head, partial(tiled_cross_entropy, spec, labels=shift_labels), logits.hidden
     )
@@ -116,7 +129,7 @@ def _as_forward_of(head: nn.Module, compute: Callable[[Tensor], Tensor], hidden:
     """Call `compute(hidden)` as the head's forward: an engine's hooks see one call of the head,
     and a scalar.
     """
-    head.__dict__["forward"] = compute
+    head.__dict__["forward"] = compute  # `LossSeam.of` saw to it that nobody else's stands there
     try:
         result: Tensor = head(hidden)
     finally:

@@ -19,10 +19,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from memo.loss.lazy import LogitsRecipe
 from memo.modules import PlainForward
+from offload.contracts import SECOND_BACKWARD, MemoError
 from offload.gradients import ParameterGradients
 
-_TILE_BYTES = 64 << 20
-"""Float32 logits of one tile, about."""
+_TILE_BYTES = {"cpu": 64 << 20}
+_ACCELERATOR_TILE_BYTES = 512 << 20
+"""Float32 logits of one tile, about, by device type: an accelerator needs more rows to be busy."""
 
 _MIN_TOKENS = 128
 
@@ -36,10 +38,11 @@ class LossSpec:
     ignore_index: int
     divisor: Tensor | float | None
     vocabulary: int
+    logits_dtype: torch.dtype
 
-    @property
-    def tile_tokens(self) -> int:
-        return max(_MIN_TOKENS, _TILE_BYTES // (4 * self.vocabulary))
+    def tile_tokens(self, device: torch.device) -> int:
+        budget = _TILE_BYTES.get(device.type, _ACCELERATOR_TILE_BYTES)
+        return max(_MIN_TOKENS, budget // (4 * self.vocabulary))
 
 
 def tiled_cross_entropy(spec: LossSpec, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ class _TiledLoss(torch.autograd.Function):
         divisor = _divisor(spec, labels)
         # In half precision gradients divided by a million labels would vanish below what float16
         # can hold.
-        early = hidden.dtype != torch.float16
+        early = torch.float16 not in (hidden.dtype, spec.logits_dtype)
         hidden_needs, params_need = ctx.needs_input_grad[2], any(ctx.needs_input_grad[4:])
         gradients = ParameterGradients(dict(zip(names, params, strict=True)))
         head = partial(PlainForward(spec.head).with_params, gradients.leaves)
@@ -107,7 +110,9 @@ class _TiledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad_hidden, wide), ctx.held = ctx.held, (None, ())
+        if ctx.held is None:
+            raise MemoError(SECOND_BACKWARD)
+        (grad_hidden, wide), ctx.held = ctx.held, None
         scale = grads[0] if ctx.divisor is None else grads[0] / ctx.divisor
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(scale.to(torch.float32))
@@ -123,7 +128,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _tiles(spec: LossSpec, hidden: Tensor) -> Iterator[slice]:
-    step = spec.tile_tokens
+    step = spec.tile_tokens(hidden.device)
     for start in range(0, hidden.shape[0], step):
         yield slice(start, min(start + step, hidden.shape[0]))
 
