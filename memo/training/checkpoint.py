@@ -49,6 +49,14 @@ def save_checkpoint(
     partial.replace(folder / CHECKPOINT_NAME)
 
 
+def saved_dtype(folder: Path) -> str:
+    """Return the dtype of the run that `save_checkpoint` saved into `folder`.
+
+    Raises: RefusedInputError if it can't be read.
+    """
+    return str(_read(folder / CHECKPOINT_NAME, mmap=True)["identity"]["dtype"])
+
+
 def load_checkpoint(
     folder: Path, model: PreTrainedModel, optimizer: MasterAdamW, *, identity: Identity
 ) -> int:
@@ -70,9 +78,9 @@ def load_checkpoint(
     return int(state["step"])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
         raise RefusedInputError(f"cannot resume from {path}: it is damaged or no state") from exc
     return state

@@ -22,8 +22,10 @@ from memo.training.checkpoint import (
     Identity,
     load_checkpoint,
     save_checkpoint,
+    saved_dtype,
 )
 from memo.training.contracts import (
+    Dtype,
     OnStep,
     RefusedInputError,
     StepRecord,
@@ -67,7 +69,7 @@ class Run:
         _check_output(settings)
         find_files(settings.data, glob=settings.glob)
         device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
+        dtype = choose_dtype(_wanted_dtype(settings), device)
         source = find_model(settings.model)
         self.tokenizer = load_tokenizer(source)
         self.windows = _read_windows(settings, self.tokenizer, on_note)
@@ -90,6 +92,11 @@ class Run:
         )
         self.first_step = self._resume() if settings.resume else 0
         self.last_step = len(self.windows) if settings.steps is None else settings.steps
+        if self.first_step > self.last_step:
+            raise RefusedInputError(
+                f"the run in {settings.output} has {self.first_step:,} steps already: "
+                f"give more --steps than {self.first_step:,}"
+            )
 
     def train(self, *, on_step: OnStep) -> Outcome:
         """Run the steps that are left, save the model, and return where it is.
@@ -118,7 +125,7 @@ class Run:
         report = str(memo.report(self.model))
         memo.unwrap(self.model)
         output = self.settings.output
-        self._save_checkpoint(max(self.first_step, self.last_step))
+        self._save_checkpoint(self.last_step)
         self.model.save_pretrained(output)
         self.tokenizer.save_pretrained(output)
         return Outcome(output=output, steps=self.last_step - self.first_step, report=report)
@@ -151,6 +158,13 @@ def _check_output(settings: TrainSettings) -> None:
         )
 
 
+def _wanted_dtype(settings: TrainSettings) -> Dtype:
+    """Return what the user asked for; a resumed run goes on with its own rather than try again."""
+    if settings.dtype != "auto" or not settings.resume:
+        return settings.dtype
+    return "bfloat16" if saved_dtype(settings.output) == "bfloat16" else "float32"
+
+
 def _read_windows(
     settings: TrainSettings, tokenizer: PreTrainedTokenizerBase, on_note: OnNote
 ) -> Windows:
@@ -167,7 +181,7 @@ def _step_log(output: Path, *, first_step: int) -> TextIO:
     """Open the log of steps for writing, with the lines of the steps that a resumed run keeps."""
     path = output / STEPS_NAME
     lines = path.read_text(encoding="utf-8").splitlines() if first_step else []
-    log = path.open("w", encoding="utf-8")
+    log = path.open("w", encoding="utf-8", buffering=1)  # whole lines, also when it breaks off
     log.writelines(line + "\n" for line in lines[:first_step])
     return log
 

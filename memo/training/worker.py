@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ _SMALL_BLOCK_BYTES = 64 * 1024
 # What glibc raises its threshold to by itself, and no further (mallopt(3)).
 _GLIBC_LARGEST_BYTES = 32 * 1024 * 1024
 
+_ALSO_REFUSED = ("can't start new thread", "could not create a primitive")
+
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -56,9 +58,17 @@ def main() -> None:
             with _limit(job.memory_limit_bytes):
                 _run(job, emit)
         except Exception as exc:
-            if not is_out_of_memory(exc):
+            if not _did_not_fit(exc, job):
                 raise
             emit({"event": "out of memory", "reason": str(exc).strip() or type(exc).__name__})
+
+
+def _did_not_fit(exc: Exception, job: Job) -> bool:
+    """Whether it was memory; with little left, threads and oneDNN give errors of their own."""
+    if is_out_of_memory(exc):
+        return True
+    limited = job.memory_limit_bytes is not None
+    return limited and any(message in str(exc) for message in _ALSO_REFUSED)
 
 
 def _run(job: Job, emit: Emit) -> None:
@@ -109,8 +119,9 @@ def _measured(emit: Emit) -> Iterator[None]:
 
 
 def _limit(limit_bytes: int | None) -> AbstractContextManager[object]:
-    if _OOM_SCORE.exists():
-        # Should the machine run out of memory all the same, this process goes first.
+    # Should the machine run out of memory all the same, this process is to go first. It is a wish:
+    # there is no such file outside Linux, and a sandbox may keep it.
+    with suppress(OSError):
         _OOM_SCORE.write_text("1000")
     return nullcontext() if limit_bytes is None else limit_memory(limit_bytes)
 

@@ -89,6 +89,23 @@ def test_two_steps_and_two_resumed_are_four(train: Train, tmp_path: Path, dtype:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_resumed_run_keeps_the_dtype_that_was_chosen(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for faster in (torch.bfloat16, torch.float32):
+        output = tmp_path / str(faster)
+        monkeypatch.setattr("memo.training.models._matmul_s", lambda d, _, f=faster: d != f)
+        assert train(output, "--steps", 1).exit_code == 0
+        monkeypatch.setattr("memo.training.models._matmul_s", lambda d, _, f=faster: d == f)
+        assert train(output, "--steps", 2, "--resume").exit_code == 0
+        assert AutoModelForCausalLM.from_pretrained(output).dtype == faster
+
+
+def test_resuming_with_fewer_steps_than_there_are_is_refused(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "out", "--steps", 2).exit_code == 0
+    assert "has 2 steps already" in refused(train(tmp_path / "out", "--steps", 1, "--resume"))
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

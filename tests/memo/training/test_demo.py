@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_said_in_the_table(
     )
     comparison = run_demo(settings, on_note=lambda _: None, on_case=lambda _: lambda _: None)
     result = comparison.results[0]
-    assert (result.fit, result.step_s) == ("out of memory", None)
+    assert (result.fit, result.step_s) == ("out of memory", None), result.reason
     screen = io.StringIO()
     Console(width=120, file=screen).print(comparison_table(comparison))
     assert "OUT OF MEMORY" in screen.getvalue()
