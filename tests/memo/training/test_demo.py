@@ -138,7 +138,8 @@ def test_a_demo_that_is_ended_leaves_no_worker_and_no_file(
         demo.terminate()
         assert demo.wait(timeout=30) == 128 + signal.SIGTERM
     assert workers
-    assert not any(worker.is_running() for worker in workers)
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert left == []
     assert list(tmp_path.iterdir()) == []
 
 
