@@ -59,6 +59,9 @@ class Entry:
             self.model.__dict__["forward"] = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is self.model:
+            # Accelerate, taking its mixed precision off, binds what stood here to the model.
+            args = args[1:]
         if self.runtime.is_removed or self.runtime.thread.is_inside:
             return self.original(*args, **kwargs)
         arguments = self._named(args, kwargs)
