@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload import MemoError, Placement, Tier, run_tiled
+from offload import MemoError, Placement, TensorStore, Tier, run_tiled
+from offload.store import Ticket
 from tests.offload.toy import (
     BATCH,
     HIDDEN,
@@ -134,6 +135,20 @@ def test_held_graphs_that_see_no_backward_are_freed(placement: Placement) -> Non
     del outputs
     gc.collect()
     assert toy.held_bytes() == 0
+
+
+def test_parameters_and_constants_are_never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy, x = Toy.of(toy_params()), toy_input().requires_grad_()
+    put, stored = TensorStore.put, set[int]()
+
+    def watched(store: TensorStore, tensor: Tensor, tier: Tier) -> Ticket:
+        stored.add(tensor.data_ptr())
+        return put(store, tensor, tier)
+
+    monkeypatch.setattr(TensorStore, "put", watched)
+    run_tiled(toy.forward(3, (KEEP,)), x)
+    assert len(stored) > 2 * 3  # more than x and o
+    assert not stored & {t.data_ptr() for t in (*toy.split.params.values(), toy.split.table)}
 
 
 def test_without_gradients_nothing_is_kept_or_counted() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memo.attention.blockwise import BlockwiseKernel
-from memo.attention.contracts import AttentionOptions
+from memo.attention.contracts import AttentionOptions, BlockInputs
 from memo.attention.core import AttentionCore, attend
 from memo.attention.masks import RangeMask, Row
 from memo.attention.sdpa import SdpaKernel
@@ -106,6 +106,18 @@ def test_queries_that_see_nothing_give_zero_and_take_nothing() -> None:
     assert not out[2, :17].any()
     (grad_q,) = torch.autograd.grad(out.sum(), call.heads[:1])
     assert not grad_q[2, :, :17].any()
+
+
+def test_parts_of_heads_are_given_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, attend_block = [], SdpaKernel.attend
+
+    def watched(kernel: SdpaKernel, inputs: BlockInputs) -> Tensor:
+        seen.append((inputs.q.shape[1], inputs.k.shape[1], inputs.spread))
+        return attend_block(kernel, inputs)
+
+    monkeypatch.setattr(SdpaKernel, "attend", watched)
+    _core(monkeypatch, 2).forward(_call(MASKS["full"]), None)
+    assert seen == [(6, 2, False), (3, 1, True)]
 
 
 def test_the_kernel_is_the_fastest_that_can() -> None:

@@ -131,6 +131,14 @@ def test_bands_of_one_shape_are_one_tensor() -> None:
     assert kernel.constants(_inputs(_square(9))) == ()
 
 
+def test_bands_are_what_their_blocks_allow() -> None:
+    kernel = SdpaKernel(TensorStore())
+    for k, causal, window in (((70, 140), True, 31), ((75, 140), True, 31), ((70, 140), True, 30)):
+        block = Block((0, 2), (100, 140), k, causal, window)
+        (band,) = kernel.constants(_inputs(block))
+        assert torch.equal(band == 0, _seen(block))
+
+
 @pytest.mark.parametrize("v_dim", [8, 5])
 def test_a_kernel_that_keeps_scores_is_refused(v_dim: int) -> None:
     inputs = _inputs(_square(701), v_dim=v_dim)
