@@ -19,7 +19,7 @@ from memo.contracts import LayerMode, Options
 from memo.layers import HFLayer, LayerArguments, collected_names
 from memo.modules import PlainForward
 from memo.switch import OneThread, Switch
-from memo.tiling import auto_tile_tokens
+from memo.tiling import auto_tile_tokens, holds_pre
 from memo.warning import warn_once
 from offload import (
     LayerCount,
@@ -27,6 +27,7 @@ from offload import (
     Policy,
     Replay,
     TensorStore,
+    Tier,
     TiledForward,
     run_tiled,
     run_tokenwise,
@@ -137,7 +138,7 @@ class Runtime:
             tiles=tiles,
             placements=spread_placements(len(tiles), self.options.fractions),
             skeletal=self.options.skeletal,
-            hold_pre=True,
+            hold_pre=self.options.skeletal is Tier.DEVICE and holds_pre(x, len(self.layers)),
         )
 
     def _run_whole(

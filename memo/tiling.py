@@ -1,6 +1,6 @@
-"""How many tokens a tile has when the user does not say.
+"""What is chosen by the shapes of a call when the user does not say: tile size, and what to hold.
 
-Scope: one rule, from the shapes of a call.
+Scope: two rules.
 """
 
 from __future__ import annotations
@@ -17,6 +17,33 @@ ones to be busy.
 """
 
 _ACCELERATOR_TILE_BYTES = 512 << 20
+
+
+_PRE_HIDDENS = 6
+"""Hidden sizes per token that the graph of a layer's `pre` saves, about: a float32 norm's input and
+output (2 each in half precision), its output again and the projections' input."""
+
+_SKELETAL_HIDDENS = 2
+
+_HOLD_BYTES = {"cpu": 256 << 20}
+_ACCELERATOR_HOLD_BYTES = 2 << 30
+
+
+def holds_pre(x: Tensor, layer_count: int) -> bool:
+    """Whether to hold a layer's `pre` graphs through its core's backward, instead of running `pre`
+    again.
+
+    It saves 3% of a step at 8,192 tokens on a CPU (2 layers, hidden 576), less the longer the
+    sequence; so only where it costs little beside x and o of all layers.
+
+    Args:
+        x: the layer's input, [batch, tokens, hidden].
+        layer_count: decoder layers of the model.
+    """
+    held_bytes = _PRE_HIDDENS * x.numel() * x.element_size()
+    allowed_bytes = _HOLD_BYTES.get(x.device.type, _ACCELERATOR_HOLD_BYTES)
+    is_little = 0.25 * _SKELETAL_HIDDENS * layer_count >= _PRE_HIDDENS
+    return is_little and held_bytes <= allowed_bytes
 
 
 def auto_tile_tokens(x: Tensor, layer: nn.Module) -> int:

@@ -70,12 +70,14 @@ class CoreCall:
 
     `heads` are q, k, v as [batch, heads, tokens, head_dim]; `extras` are tensors that are no
     function of tokens but may take a gradient (attention sinks); `options` is whatever else the
-    core needs and is the same for all tiles.
+    core needs and is the same for all tiles. With `is_own` nobody else holds the
+    memory of `heads`, and the core's backward may write gradients over them.
     """
 
     heads: tuple[Tensor, ...]
     extras: tuple[Tensor, ...] = ()
     options: object = None
+    is_own: bool = False
 
 
 @dataclass(kw_only=True, slots=True)

@@ -163,5 +163,9 @@ class JoinedCall:
 
     def value(self) -> CoreCall:
         assert self._first is not None, "no tile was written"
-        heads = tuple(joined.value() for joined in self._heads)
-        return CoreCall(heads=heads, extras=self._first.extras, options=self._first.options)
+        return CoreCall(
+            heads=tuple(joined.value() for joined in self._heads),
+            extras=self._first.extras,
+            options=self._first.options,
+            is_own=all(joined.is_copy for joined in self._heads),
+        )

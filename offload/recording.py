@@ -107,6 +107,8 @@ class Recording:
             yield
 
     def pack(self, tensor: Tensor) -> Packed:
+        # Conjugation and negation may be lazy marks, which strides and offsets do not carry.
+        tensor = tensor.resolve_conj().resolve_neg()
         key = _key(tensor)
         if key in self._source_keys:
             packed_source = self._pack_source(tensor, self._source_keys[key])

@@ -48,6 +48,10 @@ def _generators(device: torch.device) -> list[torch.Generator]:
     return generators
 
 
+_MIX = 0x1E3779B97F4A7C15
+"""Any odd-looking number below 2**62 does; this one is from the golden ratio."""
+
+
 @dataclass(slots=True)
 class Replay:
     """Random numbers and autocast of one layer call.
@@ -66,8 +70,8 @@ class Replay:
     def __post_init__(self) -> None:
         peek = torch.Generator()
         peek.set_state(torch.get_rng_state())
-        # The second number to come: the first is what attention's own dropout may draw.
-        self._seed = int(torch.randint(2**62, (2,), generator=peek)[1])
+        # Mixed, so as not to be the number that attention's own dropout draws.
+        self._seed = int(torch.randint(2**62, (), generator=peek)) ^ _MIX
         self._autocast = AutocastState.capture(self.device.type)
 
     @contextmanager

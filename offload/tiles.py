@@ -70,6 +70,11 @@ class Joined:
     _whole: Tensor | None = field(init=False, default=None)
     _written: set[int] = field(init=False, default_factory=set)
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the whole is memory of its own, not the only tile's."""
+        return len(self._written) > 1
+
     def write(self, tile: Tile, part: Tensor) -> None:
         """Copy a tile's part in; a second write of the same tile replaces the first."""
         if tile.tokens == self.total_tokens and self._whole is None:

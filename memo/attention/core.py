@@ -85,12 +85,13 @@ class AttentionCore:
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         assert isinstance(state, BlockStates)
         with _without_autocast(call) as cast:
-            return self._backward(grad_o, cast, o, state)
+            own = call.is_own and cast.heads[0].dtype == call.heads[0].dtype
+            return self._backward(grad_o, cast, o, state, over=own and _is_one_block(cast))
 
     def _backward(
-        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: BlockStates
+        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: BlockStates, *, over: bool
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        sums = _Sums(call)
+        sums = _Sums(call, over=over)
         kernel = self.kernel_for(call)
         for piece, piece_state in zip(self._pieces(call), state.states, strict=True):
             grad_part, o_part = (
@@ -139,10 +140,14 @@ class _Piece:
 
 
 class _Sums:
-    """Gradients of whole q, k, v and of the sinks, from those of blocks."""
+    """Gradients of whole q, k, v and of the sinks, from those of pieces.
 
-    def __init__(self, call: CoreCall) -> None:
-        self._call = call
+    With `over` they are written over q, k and v: pieces that share no query and no key, and leave
+    none out, need each part of them once.
+    """
+
+    def __init__(self, call: CoreCall, *, over: bool) -> None:
+        self._call, self._over = call, over
         self._heads: tuple[Tensor, ...] | None = None
         self._sinks: Tensor | None = None
 
@@ -150,6 +155,8 @@ class _Sums:
         if sinks is not None:
             self._sinks = sinks if self._sinks is None else self._sinks + sinks
         wholes = self._call.heads
+        if self._over:
+            self._heads = wholes
         if self._heads is None and all(
             a.shape == b.shape for a, b in zip(heads, wholes, strict=True)
         ):
@@ -159,7 +166,10 @@ class _Sums:
         q, k, v = self._heads
         views = (piece.queries_of(q, heads_dim=1), piece.keys_of(k), piece.keys_of(v))
         for view, part in zip(views, heads, strict=True):
-            view.add_(part)
+            if self._over:
+                view.copy_(part)
+            else:
+                view.add_(part)
 
     def value(self) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         heads = self._heads or tuple(torch.zeros_like(whole) for whole in self._call.heads)
@@ -208,6 +218,16 @@ def _without_autocast(call: CoreCall) -> Iterator[CoreCall]:
         call = replace(call, heads=tuple(tensor.to(dtype) for tensor in call.heads))
     with torch.autocast(device_type, enabled=False):
         yield call
+
+
+def _is_one_block(call: CoreCall) -> bool:
+    """Whether every query and key of a row are in one block, and so in one piece per head."""
+    mask, q = _options(call).mask, call.heads[0]
+    blocks = list(blocks_of(mask, q.shape[0]))
+    everything = (0, mask.tokens)
+    rows = [block.rows for block in blocks]
+    whole = all(block.q == everything and block.k == everything for block in blocks)
+    return whole and sum(stop - first for first, stop in rows) == q.shape[0]
 
 
 def _options(call: CoreCall) -> AttentionOptions:

@@ -22,7 +22,7 @@ Operation = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function, its arguments after the logits, and its keywords."""
 
 _T = torch.Tensor
-_OUT_OF_PLACE: dict[Any, Any] = {
+_IN_PLACE: dict[Any, Any] = {
     _T.__itruediv__: torch.div,
     _T.__imul__: torch.mul,
     _T.__iadd__: torch.add,
@@ -30,12 +30,13 @@ _OUT_OF_PLACE: dict[Any, Any] = {
     _T.mul_: torch.mul,
     _T.div_: torch.div,
     _T.tanh_: torch.tanh,
-    _T.clone: torch.clone,
-    _T.detach: torch.detach,
 }
+"""Operations on the logits themselves, and what does the same to a tile."""
+
+
 _ELEMENTWISE: frozenset[Any] = frozenset(
     {
-        *_OUT_OF_PLACE,
+        *(_T.clone, _T.detach),
         *(
             torch.tanh,
             torch.mul,
@@ -147,8 +148,13 @@ class LazyLogits(torch.Tensor):
         lazy = args[0] if args else None
         if func is _T.view_as and args[1] is lazy:
             return lazy
+        if func is _T.type and len(args) == 1 and not kwargs:
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        if isinstance(lazy, LazyLogits) and func in _IN_PLACE and _are_scalars(args[1:], kwargs):
+            lazy.recipe = lazy.recipe.then((_IN_PLACE[func], args[1:], kwargs))
+            return lazy
         if isinstance(lazy, LazyLogits) and func in _ELEMENTWISE and _are_scalars(args[1:], kwargs):
-            return lazy._recorded((_OUT_OF_PLACE.get(func, func), args[1:], kwargs))
+            return lazy._recorded((func, args[1:], kwargs))
         return _on_real(func, args, kwargs)
 
     @classmethod
@@ -172,4 +178,7 @@ def _are_scalars(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     # A tensor of one element may scale all logits alike; a larger one is indexed by token or by
     # word.
     values = (*args, *kwargs.values())
-    return all(not isinstance(value, Tensor) or value.ndim == 0 for value in values)
+    return all(
+        not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad)
+        for value in values
+    )

@@ -96,7 +96,7 @@ class _TiledLoss(torch.autograd.Function):
             )
             total += loss
             if early:
-                grad /= divisor
+                grad /= divisor.where(divisor != 0, 1)  # without labels: zeros, as torch has it
             if logits.requires_grad:
                 torch.autograd.backward(logits, grad.to(logits.dtype))
             del logits, grad
@@ -113,7 +113,9 @@ class _TiledLoss(torch.autograd.Function):
         if ctx.held is None:
             raise MemoError(SECOND_BACKWARD)
         (grad_hidden, wide), ctx.held = ctx.held, None
-        scale = grads[0] if ctx.divisor is None else grads[0] / ctx.divisor
+        scale = (
+            grads[0] if ctx.divisor is None else grads[0] / ctx.divisor.where(ctx.divisor != 0, 1)
+        )
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(scale.to(torch.float32))
         dtypes = (
