@@ -18,6 +18,15 @@ from torch import nn
 from memo.attention.interface import NAME
 from offload import MemoError
 
+_HOLD = "_memo_hold"
+"""The attribute of a config that says how many models have it turned, for models may share one."""
+
+
+@dataclass(slots=True)
+class _Hold:
+    count: int = 0
+    before: dict[str, Any] = field(default_factory=dict)
+
 
 @dataclass(slots=True)
 class Switch:
@@ -32,6 +41,7 @@ class Switch:
     checkpointed: list[nn.Module]
     attention: bool = True
     _depth: int = 0
+    _held: list[Any] = field(default_factory=list)
     _undo: list[tuple[Any, str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -69,22 +79,41 @@ class Switch:
 
     def _turn(self) -> None:
         for config in self.configs:
-            if self.attention:
-                self._set(config, "_attn_implementation_internal", NAME)
-            if getattr(config, "use_cache", False):
-                self._set(config, "use_cache", False)
+            self._held.append(config)
+            self._hold(config)
         for module in self.checkpointed:
             if module.gradient_checkpointing:
                 self._set(module, "gradient_checkpointing", False)
+
+    def _hold(self, config: Any) -> None:
+        hold = vars(config).setdefault(_HOLD, _Hold())
+        hold.count += 1
+        wanted: dict[str, Any] = {"_attn_implementation_internal": NAME} if self.attention else {}
+        if getattr(config, "use_cache", False):
+            wanted["use_cache"] = False
+        for name, value in wanted.items():
+            hold.before.setdefault(name, getattr(config, name))
+            setattr(config, name, value)
 
     def _set(self, owner: Any, name: str, value: object) -> None:
         self._undo.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
     def _turn_back(self) -> None:
+        while self._held:
+            _release(self._held.pop())
         while self._undo:
             owner, name, value = self._undo.pop()
             setattr(owner, name, value)
+
+
+def _release(config: Any) -> None:
+    hold = vars(config)[_HOLD]
+    hold.count -= 1
+    if hold.count == 0:
+        del vars(config)[_HOLD]
+        for name, value in hold.before.items():
+            setattr(config, name, value)
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ def wrap(
         tile_tokens=tile_tokens, placement=placement, skeletal=skeletal, tiled_loss=tiled_loss
     )
     root = _root(model)
-    if _runtime_or_none(root) is not None:
+    if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):
         raise MemoError(f"this {type(root).__name__} is wrapped already; memo.unwrap it first")
     layers = find_layers(root)
     if not layers:

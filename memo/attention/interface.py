@@ -35,6 +35,7 @@ _INERT = frozenset(
         "position_ids",
         "num_items_in_batch",
         "labels",
+        "ignore_index",
         "shift_labels",
         "return_dict",
         "logits_to_keep",

@@ -83,8 +83,8 @@ def test_without_attention_only_checkpointing_is_turned() -> None:
 def test_caches_are_off_for_a_while() -> None:
     config = SimpleNamespace(_attn_implementation_internal="sdpa", use_cache=True)
     with Switch.of(nn.Sequential(_Part(config)), attention=False).on():
-        assert vars(config) == {"_attn_implementation_internal": "sdpa", "use_cache": False}
-    assert config.use_cache is True
+        assert (config._attn_implementation_internal, config.use_cache) == ("sdpa", False)
+    assert vars(config) == {"_attn_implementation_internal": "sdpa", "use_cache": True}
 
 
 def test_what_the_user_changes_in_between_is_found() -> None:

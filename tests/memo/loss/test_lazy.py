@@ -112,3 +112,12 @@ def test_operations_in_place_change_the_logits_themselves() -> None:
 
 def test_the_name_of_the_type_is_a_question() -> None:
     assert _lazy()[0].type() == "torch.FloatTensor"
+
+
+def test_a_learned_factor_makes_them_whole_and_takes_its_gradient() -> None:
+    told: list[str] = []
+    lazy, real = _lazy(told)
+    scale = nn.Parameter(torch.tensor(2.0))
+    (grad,) = torch.autograd.grad((lazy * scale).sum(), scale)
+    assert len(told) == 1
+    torch.testing.assert_close(grad, real.sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -200,18 +199,3 @@ def test_logits_of_one_tile_are_all_that_there_is() -> None:
     head, hidden = Head(HIDDEN, VOCABULARY), torch.randn(2, TOKENS, HIDDEN, requires_grad=True)
     tiled_cross_entropy(_spec(head), hidden, _labels()).backward()
     assert rows == [5] * 6 + [4]
-
-
-def test_a_learned_scale_takes_its_gradient_in_backward() -> None:
-    head, hidden, labels = nn.Linear(HIDDEN, VOCABULARY), torch.randn(2, TOKENS, HIDDEN), _labels()
-    scale = nn.Parameter(torch.tensor(2.0))
-    want = functional.cross_entropy((head(hidden) * scale).flatten(0, 1), labels.flatten()) / 4
-    (expected,) = torch.autograd.grad(want, scale)
-    recipe = LogitsRecipe(head, ((torch.mul, (scale,), {}),))
-    spec = replace(_spec(head), recipe=recipe)
-    loss = tiled_cross_entropy(spec, hidden, labels) / 4
-    early = scale.grad
-    loss.backward()
-    assert early is None
-    assert scale.grad is not None
-    _assert_close(scale.grad, expected)

@@ -1,0 +1,150 @@
+"""The report: what was kept, moved and rebuilt, how each kind of layer runs, and what fell back."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+import memo
+from offload import Placement, Tier
+from tests.behaviour.common import TILE_TOKENS, TOKENS, batch, models, only_ids, wrapped_model
+from tests.families.harness import train_step
+
+LAYERS, TILES = 2, 5
+HIDDEN_BYTES = 2 * TOKENS * 32 * 4
+"""Of x, and of o, of one layer in float32, two rows."""
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("recompute", (0, 0, 5)),
+        ("keep", (5, 0, 0)),
+        ("host", (0, 5, 0)),
+        ({"host": 0.2, "recompute": 0.8}, (0, 1, 4)),
+        ({"keep": 0.4, "recompute": 0.6}, (2, 0, 3)),
+        ({"keep": 0.25, "host": 0.75}, (1, 4, 0)),
+        ({"keep": 0.3, "host": 0.3, "recompute": 0.4}, (2, 1, 2)),
+    ],
+    ids=str,
+)
+def test_tiles_by_placement(
+    placement: str | dict[str, float], expected: tuple[int, int, int]
+) -> None:
+    wrapped = wrapped_model(placement=placement)
+    for steps in (1, 2):
+        train_step(wrapped, batch())
+        (kind,) = memo.report(wrapped).kinds
+        tiles = tuple(kind.tiles.get(place, 0) for place in Placement)
+        assert tiles == tuple(steps * LAYERS * count for count in expected)
+        assert sum(tiles) == steps * LAYERS * TILES
+        assert kind.calls == steps * LAYERS
+
+
+def test_bytes() -> None:
+    wrapped = wrapped_model(placement="host", skeletal="host")
+    train_step(wrapped, batch())
+    report = memo.report(wrapped)
+    (kind,) = report.kinds
+    log_sum_exp_bytes = 2 * 4 * TOKENS * 4  # rows, heads, tokens, float32
+    skeletal_bytes = LAYERS * (2 * HIDDEN_BYTES + log_sum_exp_bytes)
+    assert kind.skeletal_bytes == {Tier.HOST: skeletal_bytes}
+    assert kind.stored_bytes.keys() == {Tier.HOST}
+    assert report.moved_bytes.keys() == {Tier.HOST}
+    assert report.moved_bytes[Tier.HOST] == skeletal_bytes + kind.stored_bytes[Tier.HOST]
+    assert report.peak_bytes == {Tier.HOST: report.moved_bytes[Tier.HOST], Tier.DEVICE: 0}
+    assert report.device_peak_bytes is None or report.device_peak_bytes >= 0
+
+
+def test_recompute_moves_and_stores_nothing_but_x_and_o() -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, batch())
+    report = memo.report(wrapped)
+    (kind,) = report.kinds
+    assert kind.stored_bytes == {}
+    assert report.moved_bytes == {Tier.HOST: 0}
+    assert report.peak_bytes[Tier.HOST] == 0
+    assert report.peak_bytes[Tier.DEVICE] == kind.skeletal_bytes[Tier.DEVICE]
+
+
+def test_a_longer_sequence_has_more_tiles() -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, {name: tensor[:, :4] for name, tensor in batch().items()})
+    assert memo.report(wrapped, reset=True).kinds[0].tiles == {Placement.RECOMPUTE: LAYERS}
+    train_step(wrapped, batch())
+    assert memo.report(wrapped).kinds[0].tiles == {Placement.RECOMPUTE: LAYERS * TILES}
+
+
+def test_reset_starts_anew() -> None:
+    wrapped = wrapped_model(placement="host")
+    train_step(wrapped, batch())
+    with pytest.warns(memo.MemoWarning):
+        wrapped(**batch()).logits.sum()
+    before = memo.report(wrapped, reset=True)
+    assert before.kinds[0].calls
+    assert before.notes
+    after = memo.report(wrapped)
+    (kind,) = after.kinds
+    assert (kind.calls, kind.tiles, kind.stored_bytes, kind.skeletal_bytes) == (0, {}, {}, {})
+    assert after.notes == {}
+    assert set(after.moved_bytes.values()) == {0}
+    assert before.kinds[0].calls, "a report that was taken stays as it was"
+
+
+def test_evaluation_counts_nothing() -> None:
+    wrapped = wrapped_model().eval()
+    wrapped.requires_grad_(False)
+    wrapped(**batch())
+    assert memo.report(wrapped).kinds[0].calls == 0
+
+
+def test_a_kind_that_runs_whole_says_why() -> None:
+    _, wrapped = models("lfm2", placement="host")
+    train_step(wrapped, batch())
+    whole, tiled = memo.report(wrapped).kinds
+    assert (whole.tiled, tiled.tiled) == (False, True)
+    assert tiled.reason is None
+    assert whole.reason is not None
+    assert "attention interface" in whole.reason
+    assert whole.tiles == {Placement.HOST: 1}
+    assert tiled.tiles == {Placement.HOST: TILES}
+    notes = memo.report(wrapped).notes
+    assert any(whole.kind in note and whole.reason in note for note in notes)
+    assert whole.reason.split(":")[0] in " ".join(str(memo.report(wrapped)).split())
+
+
+def test_events_are_warned_of_once_and_counted() -> None:
+    wrapped = wrapped_model()
+    with pytest.warns(memo.MemoWarning, match="logits were made whole"):
+        wrapped(**batch()).logits.sum()
+    for _ in range(2):  # another warning would be an error
+        wrapped(**batch()).logits.sum()
+    assert list(memo.report(wrapped).notes.values()) == [3]
+
+
+def test_nothing_fell_back() -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, batch())
+    wrapped(**only_ids()).logits.sum()
+    wrapped.generate(only_ids()["input_ids"], max_new_tokens=2)  # type: ignore[operator]
+    assert memo.report(wrapped).notes == {}
+
+
+def test_as_text() -> None:
+    wrapped = wrapped_model(placement={"host": 0.2, "recompute": 0.8})
+    train_step(wrapped, batch())
+    report = memo.report(wrapped)
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(report)
+    for text in (str(report), captured.get()):
+        assert f"tiles of {TILE_TOKENS} tokens" in text
+        assert "LlamaDecoderLayer" in text
+        assert "0 / 2 / 8" in text
+        assert "stored at the peak: device" in text
+
+
+def test_before_the_first_step() -> None:
+    report = memo.report(wrapped_model())
+    assert report.tile_tokens is None
+    assert "tiles of ? tokens" in str(report)
