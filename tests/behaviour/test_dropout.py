@@ -97,7 +97,8 @@ def first_layer_of_equal_tokens(model: PreTrainedModel) -> tuple[Tensor, ...]:
         model.get_parameter("transformer.wpe.weight").zero_()
     ids = torch.full((1, 4 * TILE_TOKENS), 7)
     hidden: Tensor = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
-    return hidden.split(TILE_TOKENS, dim=1)
+    tiles: tuple[Tensor, ...] = torch.split(hidden, TILE_TOKENS, dim=1)
+    return tiles
 
 
 def test_no_two_tiles_drop_the_same() -> None:
