@@ -124,6 +124,14 @@ def test_evaluation_is_tiled_and_equal(name: str, head_tile: int) -> None:
     assert 0 < inner.most <= 2 * TILE_TOKENS * (2 if name == "mixtral" else 1)  # two experts each
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_gradients_in_evaluation_mode(name: str) -> None:
+    plain, wrapped = models(name)
+    steps = [train_step(model.eval(), batch()) for model in (wrapped, plain)]
+    assert_same_step(*steps)
+    assert memo.report(wrapped).kinds[0].calls == 2
+
+
 def test_training_never_has_whole_logits(head_tile: int) -> None:
     plain, wrapped = models()
     with Rows(VOCABULARY, wrapped) as logits:

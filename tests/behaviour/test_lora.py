@@ -22,6 +22,7 @@ from tests.behaviour.common import (
     plain_model,
     relative_error,
 )
+from tests.behaviour.state import assert_restored, state_of
 from tests.families.harness import TOLERANCE, assert_equal_grads, assert_same_step
 
 
@@ -64,6 +65,16 @@ def test_equals_the_unwrapped_adapters(name: str, placement: str) -> None:
         n for n in got.grads if "lora_" in n
     }
     assert_same_step(module_step(memo.unwrap(wrapped), batch()), expected)
+
+
+def test_unwrap_restores_the_adapted_model() -> None:
+    adapted = with_adapters(plain_model())
+    module_step(adapted, batch())
+    state = state_of(adapted)
+    memo.wrap(adapted, tile_tokens=TILE_TOKENS)
+    module_step(adapted, batch())
+    assert list(adapted.state_dict()) == list(with_adapters(plain_model()).state_dict())
+    assert_restored(memo.unwrap(adapted), state)
 
 
 def test_adapters_put_into_a_wrapped_model() -> None:

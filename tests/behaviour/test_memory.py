@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 import memo
 from memo.wrap import runtime_of
 from offload import Tier
-from tests.behaviour.common import PLACEMENTS, batch, held_bytes, models, wrapped_model
-from tests.families.harness import train_step
+from tests.behaviour.common import PLACEMENTS, batch, gradients, held_bytes, models, wrapped_model
+from tests.families.harness import assert_equal_grads, train_step
 
 TIMES = 20
 
@@ -177,3 +177,16 @@ def test_a_second_backward_through_a_part_is_refused() -> None:
     output.hidden_states[1].sum().backward(retain_graph=True)
     with pytest.raises(memo.MemoError, match="backward ran a second time"):
         output.loss.backward()
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon"])
+def test_a_second_backward_through_the_head_is_refused(name: str) -> None:
+    # No tiled layer with a gradient lies behind it that would notice in its stead.
+    wrapped = wrapped_model(name)
+    wrapped.base_model.requires_grad_(name == "falcon")
+    loss = wrapped(**batch()).loss
+    loss.backward(retain_graph=True)
+    first = {n: None if g is None else g.clone() for n, g in gradients(wrapped).items()}
+    with pytest.raises(memo.MemoError, match="backward ran a second time"):
+        loss.backward()
+    assert_equal_grads(gradients(wrapped), first)
