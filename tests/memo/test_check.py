@@ -129,6 +129,49 @@ def test_layers_that_mix_tokens_otherwise_are_found(
     assert reason.startswith("run tile by tile")
 
 
+def _dropped_path(layer: _Layer, x: Tensor) -> Tensor:
+    return x * torch.bernoulli(torch.full((x.shape[0], 1, 1), 0.5)) if layer.training else x
+
+
+def _dropout_beside_a_dropped_path(layer: _Layer, x: Tensor) -> Tensor:
+    return _dropped_path(layer, functional.dropout(x, 0.5, layer.training))
+
+
+def _centred(layer: _Layer, x: Tensor) -> Tensor:
+    return x - 0.1 * x.mean(1, keepdim=True) if layer.training else x
+
+
+def _jittered(layer: _Layer, x: Tensor) -> Tensor:
+    return x * torch.empty_like(x).uniform_(0.9, 1.1) if layer.training else x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("extra", [_dropped_path, _dropout_beside_a_dropped_path])
+def test_random_numbers_that_tokens_share_in_training_are_found(
+    extra: Extra, place: str, dtype: torch.dtype
+) -> None:
+    assert "that tokens share" in (_mode(**{place: extra}, dtype=dtype).reason or "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_tokens_that_mix_in_training_only_are_found(place: str, dtype: torch.dtype) -> None:
+    assert "in training its tokens mix" in (_mode(**{place: _centred}, dtype=dtype).reason or "")
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("p", [0.1, 0.9])
+def test_random_numbers_of_each_token_are_no_reason(p: float, place: str) -> None:
+    def dropped(layer: _Layer, x: Tensor) -> Tensor:
+        return functional.dropout(x, p, layer.training)
+
+    extras: tuple[Extra, ...] = (dropped, _jittered)
+    for extra in extras:
+        mode = _mode(**{place: extra}, dtype=torch.float32)
+        assert mode.is_tiled, mode.reason
+
+
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_convolution_that_starts_at_zero_is_found_by_its_gradient(place: str) -> None:
     layer = _Layer(_config(), **{place: MIXING["convolution"]})
