@@ -77,6 +77,7 @@ class AttentionCore:
             else:
                 o = _zeros(q, v) if o is None else o
                 piece.queries_of(o, heads_dim=2).copy_(out)
+            del out  # or it would lie beside the next piece's
         o = _zeros(q, v) if o is None else o
         return o, None if tier is None else BlockStates(states)
 
@@ -99,6 +100,7 @@ class AttentionCore:
             )
             grads = kernel.backward(grad_part, _inputs(call, piece), o_part, piece_state)
             sums.add(piece, (grads.q, grads.k, grads.v), grads.sinks)
+            del grads  # or they would lie beside the next piece's
         return sums.value()
 
     def _pieces(self, call: CoreCall) -> Iterator[_Piece]:

@@ -36,9 +36,12 @@ WAIT_S = 30.0
 def in_threads(*works: Callable[[], None]) -> None:
     """Run all at once, and raise what any of them raised."""
     errors: list[BaseException] = []
+    count = torch.get_num_threads()
 
     def run(work: Callable[[], None]) -> None:
         try:
+            # Each thread starts with torch's default, and sums depend on it to the last bit.
+            torch.set_num_threads(count)
             work()
         except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
             errors.append(error)
