@@ -8,6 +8,7 @@ torch, nothing of transformers, and nothing of planning.
 from offload.contracts import (
     Core,
     CoreCall,
+    CoreEnd,
     CoreState,
     MemoError,
     Placement,
@@ -30,6 +31,7 @@ from offload.whole import run_whole
 __all__ = [
     "Core",
     "CoreCall",
+    "CoreEnd",
     "CoreState",
     "Joined",
     "LayerCount",

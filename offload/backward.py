@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from offload.contracts import CoreCall, SplitLayer, Tile
+from offload.contracts import CoreCall, CoreEnd, SplitLayer, Tile
 from offload.forward import JoinedCall, LayerMemory, TiledForward
 from offload.gradients import ParameterGradients
 from offload.graphs import TileGraph, trace, trace_pre
@@ -58,8 +58,10 @@ class TiledBackward:
         grad_o, memory.gradients.o = memory.gradients.o.value_or_none(self._tiles), None
         if call is None or grad_o is None:
             return
-        call_grads = self.layer.core.backward(grad_o, call, o, state)
-        del call, grad_o, state, o
+        end = CoreEnd(o=o, grad_o=grad_o, state=state)
+        del grad_o, state, o
+        call_grads = self.layer.core.backward(call, end)
+        del call, end
         self._pre(x, *call_grads)
 
     def _post(self, x: Tensor, o: Tensor, grads: Sequence[Tensor]) -> CoreCall | None:

@@ -125,6 +125,18 @@ class CoreState(Protocol):
     def nbytes(self) -> int: ...
 
 
+@dataclass(kw_only=True, slots=True)
+class CoreEnd:
+    """Attention's end as its backward gets it: `o` and its gradient as [batch, tokens, heads,
+    head_dim], and the state that forward left. Nobody else holds `grad_o`: a core that deletes the
+    attribute frees it.
+    """
+
+    o: Tensor
+    grad_o: Tensor
+    state: CoreState
+
+
 class Core(Protocol):
     """Attention over the whole sequence, its forward run once, its inputs rebuilt for backward."""
 
@@ -134,9 +146,9 @@ class Core(Protocol):
         """
 
     def backward(
-        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: CoreState
+        self, call: CoreCall, end: CoreEnd
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """Return gradients for `call.heads` and for `call.extras`."""
+        """Return gradients for `call.heads` and for `call.extras`. Uses `end` up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from memo.attention.flex import FlexKernel
 from memo.attention.heads import HeadPart, head_parts
 from memo.attention.masks import Range
 from memo.attention.sdpa import SdpaKernel
-from offload import CoreCall, CoreState, TensorStore, Tier
+from offload import CoreCall, CoreEnd, CoreState, TensorStore, Tier
 
 
 @dataclass(slots=True)
@@ -82,25 +82,29 @@ class AttentionCore:
         return o, None if tier is None else BlockStates(states)
 
     def backward(
-        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: CoreState
+        self, call: CoreCall, end: CoreEnd
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        assert isinstance(state, BlockStates)
         with _without_autocast(call) as cast:
             own = call.is_own and cast.heads[0].dtype == call.heads[0].dtype
-            return self._backward(grad_o, cast, o, state, over=own and _is_one_block(cast))
+            return self._backward(cast, end, over=own and _is_one_block(cast))
 
     def _backward(
-        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: BlockStates, *, over: bool
+        self, call: CoreCall, end: CoreEnd, *, over: bool
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        assert isinstance(end.state, BlockStates)
         sums = _Sums(call, over=over)
-        kernel = self.kernel_for(call)
-        for piece, piece_state in zip(self._pieces(call), state.states, strict=True):
-            grad_part, o_part = (
-                piece.queries_of(t, heads_dim=2).transpose(1, 2) for t in (grad_o, o)
-            )
-            grads = kernel.backward(grad_part, _inputs(call, piece), o_part, piece_state)
+        kernel, pieces = self.kernel_for(call), list(self._pieces(call))
+        grad_parts = [piece.queries_of(end.grad_o, heads_dim=2) for piece in pieces]
+        if over:
+            # Kernels copy what is not contiguous; copied here, the whole need not lie beside.
+            grad_parts = [part.contiguous() for part in grad_parts]
+            del end.grad_o
+        for piece, state in zip(pieces, end.state.states, strict=True):
+            grad_part = grad_parts.pop(0).transpose(1, 2)
+            o_part = piece.queries_of(end.o, heads_dim=2).transpose(1, 2)
+            grads = kernel.backward(grad_part, _inputs(call, piece), o_part, state)
             sums.add(piece, (grads.q, grads.k, grads.v), grads.sinks)
-            del grads  # or they would lie beside the next piece's
+            del grads, grad_part  # or they would lie beside the next piece's
         return sums.value()
 
     def _pieces(self, call: CoreCall) -> Iterator[_Piece]:
@@ -206,7 +210,8 @@ class _Attend(torch.autograd.Function):
         o, *tensors = ctx.saved_tensors
         heads, extras = tuple(tensors[: ctx.count]), tuple(tensors[ctx.count :])
         call = CoreCall(heads=heads, extras=extras, options=ctx.options)
-        head_grads, extra_grads = ctx.core.backward(grads[0], call, o, ctx.state)
+        end = CoreEnd(o=o, grad_o=grads[0], state=ctx.state)
+        head_grads, extra_grads = ctx.core.backward(call, end)
         return (None, None, None, *head_grads, *extra_grads)
 
 

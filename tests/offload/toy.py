@@ -15,6 +15,7 @@ from torch import Tensor
 
 from offload import (
     CoreCall,
+    CoreEnd,
     CoreState,
     LayerCount,
     Placement,
@@ -147,7 +148,7 @@ class ToyCore:
         return toy_attention(call), None if tier is None else ToyState()
 
     def backward(
-        self, grad_o: Tensor, call: CoreCall, o: Tensor, state: CoreState
+        self, call: CoreCall, end: CoreEnd
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         self.backwards += 1
         if self.fault is not None:
@@ -157,8 +158,8 @@ class ToyCore:
         leaves = [t.detach().requires_grad_() for t in (*call.heads, *call.extras)]
         with torch.enable_grad():
             again = toy_attention(replace(call, heads=tuple(leaves[:3]), extras=tuple(leaves[3:])))
-        assert torch.equal(again, o), "the runtime gave other q, k, v or o than in forward"
-        grads = torch.autograd.grad(again, leaves, grad_o)
+        assert torch.equal(again, end.o), "the runtime gave other q, k, v or o than in forward"
+        grads = torch.autograd.grad(again, leaves, end.grad_o)
         return grads[:3], grads[3:]
 
 
