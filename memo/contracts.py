@@ -18,12 +18,15 @@ PlacementLike = str | Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """`memo.wrap`'s arguments, checked. `tile_tokens` None: chosen per call from the shapes."""
+    """`memo.wrap`'s arguments, checked. `tile_tokens` None: chosen per call from the shapes;
+    `in_flight_bytes` None: twice what a layer moves.
+    """
 
     tile_tokens: int | None
     fractions: Mapping[Placement, float]
     skeletal: Tier
     tiled_loss: bool
+    in_flight_bytes: int | None = None
 
     @classmethod
     def checked(
@@ -33,6 +36,7 @@ class Options:
         placement: PlacementLike,
         skeletal: str,
         tiled_loss: bool,
+        in_flight_bytes: int | None = None,
     ) -> Options:
         """Raises `ValueError` that names the argument, what it got and what it takes."""
         return cls(
@@ -40,6 +44,7 @@ class Options:
             fractions=_fractions(placement),
             skeletal=_skeletal(skeletal),
             tiled_loss=_flag("tiled_loss", tiled_loss),
+            in_flight_bytes=_in_flight_bytes(in_flight_bytes),
         )
 
 
@@ -59,6 +64,14 @@ def _tile_tokens(value: object) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"tile_tokens={value!r}: takes 'auto' or a positive number of tokens")
+    return value
+
+
+def _in_flight_bytes(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"in_flight_bytes={value!r}: takes None or a number of bytes from 0 on")
     return value
 
 

@@ -57,15 +57,16 @@ class Runtime:
     modes: dict[str, LayerMode]
     switch: Switch
     norms: list[nn.Module]
-    store: TensorStore = field(default_factory=TensorStore)
     counts: dict[str, LayerCount] = field(default_factory=dict)
     thread: OneThread = field(default_factory=OneThread)
     is_removed: bool = False
     notes: dict[str, int] = field(default_factory=dict)
     tile_tokens: int | None = None
+    store: TensorStore = field(init=False)
     core: AttentionCore = field(init=False)
 
     def __post_init__(self) -> None:
+        self.store = TensorStore(self.options.in_flight_bytes, expected_groups=len(self.layers))
         self.core = AttentionCore(self.store)
         self.counts = {kind: LayerCount() for kind in self.modes}
 

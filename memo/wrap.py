@@ -33,6 +33,7 @@ def wrap(
     placement: PlacementLike = "recompute",
     skeletal: str = "keep",
     tiled_loss: bool = True,
+    in_flight_bytes: int | None = None,
 ) -> ModelT:
     """Let a Hugging Face model train on long sequences; returns the same object, to be trained as
     before.
@@ -47,13 +48,20 @@ def wrap(
         skeletal: where layer inputs and attention outputs are, which are never recomputed: "keep"
             or "host".
         tiled_loss: compute head and loss tile by tile, so that logits are never whole.
+        in_flight_bytes: device memory that copies between device and host may hold at a time:
+            tensors still being written, and those fetched before backward asks for them. The less,
+            the more compute waits for copies. None: twice what one layer moves.
 
     Raises:
         ValueError: for an argument that is not understood.
         MemoError: for a model that is wrapped already or has no layer that can be wrapped.
     """
     options = Options.checked(
-        tile_tokens=tile_tokens, placement=placement, skeletal=skeletal, tiled_loss=tiled_loss
+        tile_tokens=tile_tokens,
+        placement=placement,
+        skeletal=skeletal,
+        tiled_loss=tiled_loss,
+        in_flight_bytes=in_flight_bytes,
     )
     root = _root(model)
     if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):

@@ -10,6 +10,7 @@ from offload.contracts import (
     CoreCall,
     CoreEnd,
     CoreState,
+    Lane,
     MemoError,
     Placement,
     Policy,
@@ -17,11 +18,14 @@ from offload.contracts import (
     Tier,
     Tile,
     TileOutput,
+    TransferError,
 )
 from offload.counts import LayerCount
+from offload.ends import Outlet, inlet, run_backward
 from offload.forward import TiledForward
 from offload.layer import run_tiled
-from offload.recording import Outlet, Recording, inlet, run_backward
+from offload.meter import LaneCount, Span
+from offload.recording import Recording
 from offload.replay import Replay
 from offload.store import TensorStore
 from offload.tiles import Joined, split_tokens, spread_placements
@@ -34,6 +38,8 @@ __all__ = [
     "CoreEnd",
     "CoreState",
     "Joined",
+    "Lane",
+    "LaneCount",
     "LayerCount",
     "MemoError",
     "Outlet",
@@ -41,12 +47,14 @@ __all__ = [
     "Policy",
     "Recording",
     "Replay",
+    "Span",
     "SplitLayer",
     "TensorStore",
     "Tier",
     "Tile",
     "TileOutput",
     "TiledForward",
+    "TransferError",
     "inlet",
     "run_backward",
     "run_tiled",

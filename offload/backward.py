@@ -44,6 +44,7 @@ class TiledBackward:
         with self.layer.replay.restored(), self._split.backward_scope():
             self._run(grads)
         gradients.x = None
+        self.layer.store.sweep()
         return grad_x.value_or_none(self._tiles), memory.parameters.collect()
 
     def _run(self, grads: Sequence[Tensor]) -> None:
@@ -51,7 +52,7 @@ class TiledBackward:
         assert memory.x is not None
         assert memory.o is not None
         assert memory.core_state is not None
-        x, o, state = store.get(memory.x), store.get(memory.o), memory.core_state
+        (x,), (o,), state = store.get(memory.x), store.get(memory.o), memory.core_state
         memory.x = memory.o = memory.core_state = None
         call = self._post(x, o, grads)
         assert memory.gradients.o is not None

@@ -24,6 +24,17 @@ class MemoError(RuntimeError):
     """
 
 
+class TransferError(MemoError):
+    """A copy between tiers that failed; its cause is chained. What it should have brought is never
+    handed out.
+    """
+
+
+INPLACE = (
+    "a tensor that backward needs was modified by an inplace operation after the layer's forward; "
+    "modify a clone instead"
+)
+
 SECOND_BACKWARD = (
     "backward ran a second time through a wrapped model, whose tensors the first one freed: add "
     "the losses and run backward once, or run the forward again"
@@ -35,6 +46,13 @@ class Tier(StrEnum):
 
     DEVICE = "device"
     HOST = "host"
+
+
+class Lane(StrEnum):
+    """Where transfers queue, each beside the others and beside compute."""
+
+    D2H = "d2h"
+    H2D = "h2d"
 
 
 class Placement(StrEnum):

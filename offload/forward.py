@@ -13,9 +13,10 @@ from torch import Tensor
 
 from offload.contracts import Core, CoreCall, CoreState, Policy, SplitLayer, Tier, Tile, nbytes
 from offload.counts import LayerCount
+from offload.ends import Sink
 from offload.gradients import ParameterGradients
 from offload.graphs import TileGraph, trace
-from offload.recording import Recording, Sink
+from offload.recording import Recording
 from offload.replay import Replay
 from offload.store import TensorStore, Ticket
 from offload.tiles import Joined, tile_of
@@ -82,18 +83,21 @@ class TiledForward:
         under "", aux by name.
         """
         x = x.detach()
-        tier = self.policy.skeletal
+        tier = None if memory is None else self.policy.skeletal
         with torch.no_grad():
+            # Copies begin as soon as a tensor is done, in the order in which backward wants them.
+            ticket = None if tier is None else self.store.put([x], tier)
             frozen = {name: param.detach() for name, param in self.split.params.items()}
             call = self._pre(x, frozen)
-            o, state = self.core.forward(call, tier if memory is not None else None)
+            o, state = self.core.forward(call, tier)
             del call
+            if memory is not None and tier is not None:
+                memory.x, memory.o = ticket, self.store.put([o], tier)
+                memory.core_state = state
+                self._count(x, o, state, tier)
             outputs = self._post(x, o, frozen, memory)
             self.replay.advance()
-        if memory is not None:
-            memory.core_state = state
-            memory.x, memory.o = self.store.put(x, tier), self.store.put(o, tier)
-            self._count(x, o, state, tier)
+        self.store.close_group()
         return outputs
 
     def _count(self, x: Tensor, o: Tensor, state: CoreState | None, tier: Tier) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from offload.contracts import CoreCall, SplitLayer, Tile
-from offload.recording import Outlet, Packed, Recording, Sink, inlet, is_inlet, run_backward
+from offload.ends import Outlet, Sink, inlet, is_inlet, run_backward
+from offload.recording import Packed, Recording
 
 
 @dataclass(slots=True)

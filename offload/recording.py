@@ -1,9 +1,8 @@
 """Graphs whose tensors lie elsewhere: what autograd saves is packed into a store, and rebuilt when
 backward comes.
 
-Scope: `Recording` (saved-tensor hooks) and the two ends of such a graph, `inlet` and `outlet`,
-which let a graph live on without holding the tensors that went in or came out. Non-scope: when to
-record and where the bytes go.
+Scope: `Recording` (saved-tensor hooks). The two ends of such a graph stand in `ends.py`. Non-scope:
+when to record and where the bytes go.
 
 Three kinds of tensors are saved by a graph:
 
@@ -15,16 +14,16 @@ Three kinds of tensors are saved by a graph:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import permutations
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 
-from offload.contracts import Tier
+from offload.contracts import Tier, nbytes
 from offload.store import TensorStore, Ticket
 
 _SMALL_BYTES = 4096
@@ -49,8 +48,15 @@ class _View:
         offset = int(tensor.storage_offset()) - base_offset
         return cls(tensor.shape, tensor.stride(), offset, tensor.dtype)
 
-    def restore(self, base: Tensor) -> Tensor:
+    def of_source(self, base: Tensor) -> Tensor:
         return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
+
+    def of_storage(self, flat: Tensor) -> Tensor:
+        """From the storage as one vector of any dtype, which may lie within a larger one."""
+        start = int(flat.storage_offset()) * flat.element_size() // self.dtype.itemsize
+        empty = torch.empty(0, dtype=self.dtype, device=flat.device)
+        storage = flat.untyped_storage()
+        return empty.set_(storage, start + self.offset, self.shape, self.stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,9 @@ class Recording:
     _constant_keys: frozenset[int] = field(init=False)
     _live: dict[int, Tensor] = field(init=False, default_factory=dict)
     _views: list[_OfStorage] = field(init=False, default_factory=list)
-    _tickets: dict[int, Ticket] = field(init=False, default_factory=dict)
+    _places: dict[int, tuple[Ticket, int]] = field(init=False, default_factory=dict)
     _bound: Mapping[str, Tensor] | None = field(init=False, default=None)
-    _loaded: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _loaded: dict[Ticket, tuple[Tensor, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, source in self.sources.items():
@@ -146,27 +152,33 @@ class Recording:
                 order = _permutation(tensor, packed.view)
                 packed.alias = None if order is None else (name, order)
 
-    def seal(self) -> None:
-        """Move what was saved into the tier and let go of the sources."""
+    def seal(self, *, bundled: bool = True) -> None:
+        """Move what was saved into the tier and let go of the sources.
+
+        Bundled, all of it moves and comes back together, which suits a graph that is run within
+        one `bound`; otherwise each storage comes back when it is asked for, the last one first.
+        """
         wanted = {packed.key for packed in self._views if packed.alias is None}
-        for key, tensor in self._live.items():
-            if key in wanted:
-                self._tickets[key] = self._put(tensor)
+        storages = {key: whole_storage(t) for key, t in self._live.items() if key in wanted}
+        small = {key: flat for key, flat in storages.items() if nbytes(flat) <= _SMALL_BYTES}
+        large = {key: flat for key, flat in storages.items() if key not in small}
+        self._put(small, Tier.DEVICE)
+        for part in [large] if bundled else [{key: large[key]} for key in reversed(large)]:
+            self._put(part, self.tier)
         self._live.clear()
         self._views.clear()
         self.sources, self.constants = {}, ()
         self._source_keys.clear()
 
-    def _put(self, tensor: Tensor) -> Ticket:
-        storage = tensor.untyped_storage()
-        flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-        small = storage.nbytes() <= _SMALL_BYTES
-        return self.store.put(flat, Tier.DEVICE if small else self.tier)
+    def _put(self, storages: Mapping[int, Tensor], tier: Tier) -> None:
+        if storages:
+            ticket = self.store.put(list(storages.values()), tier)
+            self._places.update({key: (ticket, index) for index, key in enumerate(storages)})
 
     @property
     def nbytes(self) -> int:
         """Bytes held, in all tiers."""
-        return sum(ticket.held.numel() for ticket in self._tickets.values())
+        return sum(ticket.size_bytes for ticket in {ticket for ticket, _ in self._places.values()})
 
     @contextmanager
     def bound(self, sources: Mapping[str, Tensor]) -> Iterator[None]:
@@ -186,27 +198,31 @@ class Recording:
         if isinstance(packed, Tensor):
             return packed
         if isinstance(packed, _OfSource):
-            return packed.view.restore(self._source(packed.name))
+            return packed.view.of_source(self._source(packed.name))
         if packed.alias is not None:
             name, order = packed.alias
             return self._source(name).permute(order)
-        view = packed.view
-        flat = self._load(packed.key)
-        storage = flat.untyped_storage()
-        empty = torch.empty(0, dtype=view.dtype, device=flat.device)
-        return empty.set_(storage, view.offset, view.shape, view.stride)
+        return packed.view.of_storage(self._load(packed.key))
 
     def _source(self, name: str) -> Tensor:
         assert self._bound is not None, "a recorded graph ran outside `bound`"
         return self._bound[name]
 
     def _load(self, key: int) -> Tensor:
-        flat = self._loaded.get(key)
-        if flat is None:
-            flat = self.store.get(self._tickets[key])
-            if self._bound is not None:
-                self._loaded[key] = flat
-        return flat
+        ticket, index = self._places[key]
+        tensors = self._loaded.get(ticket) or self.store.get(ticket)
+        if self._bound is not None:
+            self._loaded[ticket] = tensors
+        return tensors[index]
+
+
+def whole_storage(tensor: Tensor) -> Tensor:
+    """All of a tensor's storage as one vector, which knows of changes in place."""
+    storage = tensor.untyped_storage()
+    count, rest = divmod(storage.nbytes(), tensor.element_size())
+    if not rest:
+        return tensor.detach().as_strided((count,), (1,), 0)
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
 
 
 def _permutation(tensor: Tensor, view: _View) -> tuple[int, ...] | None:
@@ -225,87 +241,3 @@ def _permutation(tensor: Tensor, view: _View) -> tuple[int, ...] | None:
 
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-class _Inlet(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, anchor: Tensor, value: Tensor, sink: Sink
-    ) -> Tensor:
-        ctx.sink = sink  # type: ignore[attr-defined]
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
-    ) -> tuple[None, None, None]:
-        ctx.sink(grads[0])  # type: ignore[attr-defined]
-        return None, None, None
-
-
-class _Outlet(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, value: Tensor, slot: list[Tensor]
-    ) -> Tensor:
-        ctx.slot = slot  # type: ignore[attr-defined]
-        return value.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.slot.pop(), None  # type: ignore[attr-defined]
-
-
-Sink = Callable[[Tensor], None]
-
-
-def inlet(value: Tensor, sink: Sink) -> Tensor:
-    """`value` as the start of a graph: its gradient is given to `sink`, and the graph does not hold
-    its storage.
-
-    (A leaf's AccumulateGrad node would.)
-    """
-    anchor = torch.zeros((), requires_grad=True, device=value.device)
-    result: Tensor = _Inlet.apply(anchor, value, sink)  # type: ignore[no-untyped-call]
-    return result
-
-
-def is_inlet(node: Node) -> bool:
-    """Whether a graph's node is an inlet's, which holds no tensors."""
-    return isinstance(node, _Inlet._backward_cls)
-
-
-@dataclass(slots=True)
-class Outlet:
-    """The end of a graph, which can be run backward later without its output being held.
-
-    A handle of no size stands in for the output; `backward` accepts such handles in every torch
-    that we support, while gradient edges as roots are newer.
-    """
-
-    handle: Tensor
-    slot: list[Tensor]
-
-    @classmethod
-    def of(cls, value: Tensor) -> Outlet | None:
-        """None when `value` is not part of a graph."""
-        if not value.requires_grad:
-            return None
-        slot: list[Tensor] = []
-        return cls(_Outlet.apply(value, slot), slot)  # type: ignore[no-untyped-call]
-
-
-def run_backward(
-    outlets: Iterable[Outlet | None], grads: Iterable[Tensor | None], *, keep_graph: bool
-) -> None:
-    """Run the graphs behind `outlets` backward; those without an outlet or a gradient take no
-    part.
-    """
-    roots = []
-    for outlet, grad in zip(outlets, grads, strict=True):
-        if outlet is not None and grad is not None:
-            outlet.slot[:] = [grad]
-            roots.append(outlet.handle)
-    if roots:
-        ones = [torch.ones_like(root) for root in roots]
-        torch.autograd.backward(roots, ones, retain_graph=keep_graph)

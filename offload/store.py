@@ -1,55 +1,61 @@
 """The tensor store: tensors leave the device for a tier and come back, and every byte is counted.
 
-Scope: holding and counting. Which tensor goes where is the policy's business; overlap of the copies
-is the transfer engine's. A tier is anything with `save` and `load` (`TierStore`).
+Scope: holding and counting. Which tensor goes where is the policy's business; copies that hide
+behind compute are the transfer engine's (`transfers.py`).
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from offload.contracts import MemoError, Tier, nbytes
+from offload.contracts import INPLACE, MemoError, Tier, nbytes
+from offload.cuda import CudaStreams
+from offload.host_pool import HostPool
+from offload.streams import Streams
+from offload.threads import ThreadStreams
+from offload.transfers import HostTier
 
 
 class TierStore(Protocol):
-    """One tier: what is saved there is loaded from there once, or dropped with its ticket."""
+    """One tier: what is saved there is loaded from there, any number of times, until it is
+    dropped.
+    """
 
-    def save(self, tensor: Tensor) -> Tensor:
-        """Return what holds the tensor's bytes in this tier."""
+    def save(self, tensors: Sequence[Tensor]) -> Any:
+        """Return what stands for the tensors (dense, of any shape, dtype and strides)."""
 
-    def load(self, held: Tensor, device: torch.device) -> Tensor:
-        """Return the tensor on `device`."""
+    def load(self, held: Any) -> tuple[Tensor, ...]:
+        """Return the tensors on the device that they came from."""
+
+    def drop(self, held: Any) -> None:
+        """Forget them; called from finalizers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
 
 
 class DeviceTier:
-    """The device itself: a reference."""
+    """The device itself: references."""
 
-    def save(self, tensor: Tensor) -> Tensor:
-        return tensor
+    def save(self, tensors: Sequence[Tensor]) -> _Kept:
+        return _Kept(tuple(tensors), tuple(tensor._version for tensor in tensors))
 
-    def load(self, held: Tensor, device: torch.device) -> Tensor:
-        return held
+    def load(self, held: _Kept) -> tuple[Tensor, ...]:
+        if tuple(tensor._version for tensor in held.tensors) != held.versions:
+            raise MemoError(INPLACE)
+        return held.tensors
 
-
-class HostTier:
-    """Host memory: a copy, pinned when the tensor comes from a CUDA device.
-
-    A tensor that lives on the CPU is copied once, when saved, and handed back as it is.
-    """
-
-    def save(self, tensor: Tensor) -> Tensor:
-        held = torch.empty(
-            tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda"
-        )
-        return held.copy_(tensor)
-
-    def load(self, held: Tensor, device: torch.device) -> Tensor:
-        return held.to(device)
+    def drop(self, held: _Kept) -> None:
+        """References end with their ticket."""
 
 
 @dataclass(slots=True)
@@ -71,12 +77,24 @@ class TierCount:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Ticket:
-    """A stored tensor. Dropping the last reference to its ticket frees it."""
+    """Stored tensors. Dropping the last reference to their ticket frees them."""
 
-    tier: Tier
-    device: torch.device
-    held: Tensor
-    version: int
+    tier: TierStore
+    held: Any
+    size_bytes: int
+
+
+def streams_of(device: torch.device) -> Streams:
+    """The streams of a device.
+
+    Raises:
+        MemoError: for a device that has none here.
+    """
+    if device.type == "cuda":
+        return CudaStreams(device)
+    if device.type == "cpu":
+        return ThreadStreams()
+    raise MemoError(f"placement on the host needs a CUDA device or a CPU, not {device.type!r}")
 
 
 @dataclass(slots=True)
@@ -84,39 +102,77 @@ class TensorStore:
     """Stores tensors in tiers.
 
     `counts` are kept per tier; on a machine whose device is the CPU, DEVICE and HOST are the same
-    memory but are counted apart, as they would be beside a GPU.
+    memory but are counted apart, as they would be beside a GPU. `in_flight_bytes` and
+    `expected_groups` (layers of the model) are the transfer engine's.
     """
 
-    tiers: dict[Tier, TierStore] = field(
-        default_factory=lambda: {Tier.DEVICE: DeviceTier(), Tier.HOST: HostTier()}
-    )
+    in_flight_bytes: int | None = None
+    expected_groups: int = 1
+    make_streams: Callable[[torch.device], Streams] = streams_of
     counts: dict[Tier, TierCount] = field(
-        default_factory=lambda: {tier: TierCount() for tier in Tier}
+        init=False, default_factory=lambda: {tier: TierCount() for tier in Tier}
     )
+    hosts: dict[torch.device, HostTier] = field(init=False, default_factory=dict)
+    _device: DeviceTier = field(init=False, default_factory=DeviceTier)
 
-    def put(self, tensor: Tensor, tier: Tier) -> Ticket:
-        """Store `tensor` (any shape, dtype and strides; detached) in `tier`."""
-        held = self.tiers[tier].save(tensor.detach())
-        ticket = Ticket(tier, tensor.device, held, held._version)
-        count, size_bytes = self.counts[tier], nbytes(tensor)
+    def __reduce__(self) -> tuple[type[TensorStore], tuple[Any, ...]]:
+        # A copy of a wrapped model has lanes of its own: threads and streams are not copied.
+        return TensorStore, (self.in_flight_bytes, self.expected_groups, self.make_streams)
+
+    def put(self, tensors: Sequence[Tensor], tier: Tier) -> Ticket:
+        """Store `tensors` (of one device; any shape, dtype and strides; detached) in `tier`,
+        together.
+        """
+        detached = [tensor.detach() for tensor in tensors]
+        place = self._place(tier, detached[0].device)
+        size_bytes = sum(map(nbytes, detached))
+        ticket = Ticket(place, place.save(detached), size_bytes)
+        count = self.counts[tier]
         count.add(size_bytes)
-        weakref.finalize(ticket, count.remove, size_bytes)
+        weakref.finalize(ticket, _forget, place, ticket.held, count, size_bytes).atexit = False
         return ticket
 
-    def get(self, ticket: Ticket) -> Tensor:
-        """The stored tensor, on the device that it came from.
+    def get(self, ticket: Ticket) -> tuple[Tensor, ...]:
+        """The stored tensors, on the device that they came from.
 
         Raises:
-            MemoError: when a tensor that was kept by reference has been changed in place since.
+            MemoError: when one was changed in place while it was held by reference, or copied.
+            TransferError: when a copy failed.
         """
-        if ticket.held._version != ticket.version:
-            raise MemoError(
-                "a tensor that backward needs was modified by an inplace operation after the "
-                "layer's forward; modify a clone instead"
-            )
-        return self.tiers[ticket.tier].load(ticket.held, ticket.device)
+        return ticket.tier.load(ticket.held)
+
+    def close_group(self) -> None:
+        """What was put since the last call belongs to one layer call."""
+        for host in self.hosts.values():
+            host.close_group()
+
+    def sweep(self) -> None:
+        """Free what was dropped."""
+        for host in self.hosts.values():
+            host.sweep()
 
     def reset_peaks(self) -> None:
-        """Let peaks start again from what is held now, and moved bytes from 0."""
+        """Let peaks start again from what is held now, and moved bytes and lanes from 0."""
         for count in self.counts.values():
             count.peak_bytes, count.moved_bytes = count.held_bytes, 0
+        for host in self.hosts.values():
+            host.meter.reset()
+
+    def _place(self, tier: Tier, device: torch.device) -> TierStore:
+        return self._device if tier is Tier.DEVICE else self._host(device)
+
+    def _host(self, device: torch.device) -> HostTier:
+        if device not in self.hosts:
+            streams = self.make_streams(device)
+            self.hosts[device] = HostTier(
+                streams,
+                HostPool(streams.host_memory),
+                in_flight_bytes=self.in_flight_bytes,
+                expected_groups=self.expected_groups,
+            )
+        return self.hosts[device]
+
+
+def _forget(place: TierStore, held: Any, count: TierCount, size_bytes: int) -> None:
+    count.remove(size_bytes)
+    place.drop(held)

@@ -42,6 +42,7 @@ def run_whole(
             recording = Recording(store, Tier.HOST, {}, constants)
             with recording.recording():
                 result = forward(x)
-            recording.seal()
+            recording.seal(bundled=False)
+            store.close_group()
             count.stored_bytes[Tier.HOST] += recording.nbytes
             return result

@@ -34,7 +34,7 @@ class BlockwiseState:
 
     @property
     def nbytes(self) -> int:
-        return self.lse.held.numel() * self.lse.held.element_size()
+        return self.lse.size_bytes
 
 
 @dataclass(slots=True)
@@ -68,13 +68,13 @@ class BlockwiseKernel:
         out = torch.cat(outs, dim=2)
         if tier is None:
             return out, None
-        return out, BlockwiseState(self.store.put(torch.cat(sums, dim=2), tier), seed)
+        return out, BlockwiseState(self.store.put([torch.cat(sums, dim=2)], tier), seed)
 
     def backward(
         self, grad_o: Tensor, inputs: BlockInputs, o: Tensor, state: CoreState
     ) -> HeadGradients:
         assert isinstance(state, BlockwiseState)
-        lse_all = self.store.get(state.lse)
+        (lse_all,) = self.store.get(state.lse)
         wide = lse_all.dtype
         grads = _Gradients(inputs, wide)
         for part in _parts(inputs):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.gptj import modeling_gptj
 
 Mode = Literal["tiled", "whole"]
 
@@ -266,9 +267,10 @@ _WHOLE = (
     Family(
         name="gptj",
         sizes={**_GPT2, "rotary_dim": 4},
-        modes=("whole",),
+        # It calls the attention interface from transformers 5.24 on.
+        modes=("tiled",) if hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS") else ("whole",),
         reference="eager",
-        reference_reason="the only attention that GPT-J has without the flash-attn package",
+        reference_reason="before transformers 5.24 the only one that GPT-J has",
     ),
     Family(
         name="mamba",

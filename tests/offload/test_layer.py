@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
@@ -141,9 +142,9 @@ def test_parameters_and_constants_are_never_stored(monkeypatch: pytest.MonkeyPat
     toy, x = Toy.of(toy_params()), toy_input().requires_grad_()
     put, stored = TensorStore.put, set[int]()
 
-    def watched(store: TensorStore, tensor: Tensor, tier: Tier) -> Ticket:
-        stored.add(tensor.data_ptr())
-        return put(store, tensor, tier)
+    def watched(store: TensorStore, tensors: Sequence[Tensor], tier: Tier) -> Ticket:
+        stored.update(tensor.data_ptr() for tensor in tensors)
+        return put(store, tensors, tier)
 
     monkeypatch.setattr(TensorStore, "put", watched)
     run_tiled(toy.forward(3, (KEEP,)), x)

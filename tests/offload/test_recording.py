@@ -122,7 +122,8 @@ def test_lazy_conjugates_come_back(lazy: str) -> None:
 @pytest.mark.parametrize("role", ["stored", "source"])
 def test_a_sealed_recording_has_let_go(role: str) -> None:
     tensor = torch.randn(2000)
-    recording = Recording(TensorStore(), Tier.HOST, {"x": tensor} if role == "source" else {})
+    store = TensorStore(in_flight_bytes=0)
+    recording = Recording(store, Tier.HOST, {"x": tensor} if role == "source" else {})
     recording.pack(tensor[3:])
     recording.seal()
     storage = weakref.ref(tensor.untyped_storage())
