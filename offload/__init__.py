@@ -19,6 +19,7 @@ from offload.contracts import (
     Tile,
     TileOutput,
     TransferError,
+    Turn,
 )
 from offload.counts import LayerCount
 from offload.ends import Outlet, inlet, run_backward
@@ -55,6 +56,7 @@ __all__ = [
     "TileOutput",
     "TiledForward",
     "TransferError",
+    "Turn",
     "inlet",
     "run_backward",
     "run_tiled",

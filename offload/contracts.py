@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Protocol
 
 import torch
@@ -66,6 +66,15 @@ class Placement(StrEnum):
     def tier(self) -> Tier | None:
         """The tier that holds the tensors; None when nothing is held."""
         return {Placement.KEEP: Tier.DEVICE, Placement.HOST: Tier.HOST}.get(self)
+
+
+class Turn(IntEnum):
+    """When, in a layer's backward, tensors are wanted: the order in which they are brought back."""
+
+    LAYER = 0
+    POST = 1
+    CORE = 2
+    PRE = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from offload.contracts import Core, CoreCall, CoreState, Policy, SplitLayer, Tier, Tile, nbytes
+from offload.contracts import (
+    Core,
+    CoreCall,
+    CoreState,
+    Policy,
+    SplitLayer,
+    Tier,
+    Tile,
+    Turn,
+    nbytes,
+)
 from offload.counts import LayerCount
 from offload.ends import Sink
 from offload.gradients import ParameterGradients
@@ -135,7 +145,15 @@ class TiledForward:
         leaves = memory.parameters.leaves
         x_tile, o_tile = tile_of(x, tile), tile_of(o, tile)
         constants = (*self.split.constants, *leaves.values())
-        recording = Recording(self.store, tier, {"x": x_tile, "o": o_tile}, constants)
+        recording = Recording(
+            self.store,
+            tier,
+            {"x": x_tile, "o": o_tile},
+            constants,
+            turn=Turn.PRE,
+            late_after="o",
+            late_turn=Turn.POST,
+        )
         with recording.recording():
             graph, parts = trace(
                 self.split,

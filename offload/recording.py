@@ -14,7 +14,7 @@ Three kinds of tensors are saved by a graph:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from offload.contracts import Tier, nbytes
+from offload.contracts import Tier, Turn, nbytes
 from offload.store import TensorStore, Ticket
 
 _SMALL_BYTES = 4096
@@ -86,16 +86,21 @@ class Recording:
     """What one run's graph saved.
 
     `sources` are known tensors by name; until `seal` they must be alive, afterwards only the names
-    matter.
+    matter. What is saved from the first use of the source `late_after` on is wanted earlier in
+    backward: at `late_turn`, and what was saved before it at `turn`.
     """
 
     store: TensorStore
     tier: Tier
     sources: Mapping[str, Tensor]
     constants: Iterable[Tensor] = ()
+    turn: Turn = Turn.LAYER
+    late_after: str | None = None
+    late_turn: Turn = Turn.LAYER
     _source_keys: dict[int, list[str]] = field(init=False, default_factory=dict)
     _constant_keys: frozenset[int] = field(init=False)
     _live: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _early: frozenset[int] | None = field(init=False, default=None)
     _views: list[_OfStorage] = field(init=False, default_factory=list)
     _places: dict[int, tuple[Ticket, int]] = field(init=False, default_factory=dict)
     _bound: Mapping[str, Tensor] | None = field(init=False, default=None)
@@ -135,6 +140,8 @@ class Recording:
         if not before or self.sources[before[0]].dtype != tensor.dtype:
             return None
         name = max(before, key=lambda n: self.sources[n].storage_offset())
+        if name == self.late_after and self._early is None:
+            self._early = frozenset(self._live)
         return _OfSource(name, _View.of(tensor, int(self.sources[name].storage_offset())))
 
     def hold(self, tensor: Tensor) -> Packed:
@@ -155,25 +162,29 @@ class Recording:
     def seal(self, *, bundled: bool = True) -> None:
         """Move what was saved into the tier and let go of the sources.
 
-        Bundled, all of it moves and comes back together, which suits a graph that is run within
-        one `bound`; otherwise each storage comes back when it is asked for, the last one first.
+        Bundled, what is wanted at one turn moves and comes back together, which suits a graph that
+        is run within `bound`; otherwise each storage comes back when it is asked for, the last one
+        first.
         """
         wanted = {packed.key for packed in self._views if packed.alias is None}
         storages = {key: whole_storage(t) for key, t in self._live.items() if key in wanted}
-        small = {key: flat for key, flat in storages.items() if nbytes(flat) <= _SMALL_BYTES}
-        large = {key: flat for key, flat in storages.items() if key not in small}
-        self._put(small, Tier.DEVICE)
-        for part in [large] if bundled else [{key: large[key]} for key in reversed(large)]:
-            self._put(part, self.tier)
+        small = {key for key, flat in storages.items() if nbytes(flat) <= _SMALL_BYTES}
+        large = storages.keys() - small
+        early = large if self._early is None else large & self._early
+        self._put(storages, small, Tier.DEVICE, self.turn)
+        for keys in [early] if bundled else [{key} for key in reversed(storages) if key in large]:
+            self._put(storages, keys, self.tier, self.turn)
+        self._put(storages, large - early, self.tier, self.late_turn)
         self._live.clear()
         self._views.clear()
         self.sources, self.constants = {}, ()
         self._source_keys.clear()
 
-    def _put(self, storages: Mapping[int, Tensor], tier: Tier) -> None:
-        if storages:
-            ticket = self.store.put(list(storages.values()), tier)
-            self._places.update({key: (ticket, index) for index, key in enumerate(storages)})
+    def _put(self, storages: Mapping[int, Tensor], keys: Set[int], tier: Tier, turn: Turn) -> None:
+        chosen = {key: flat for key, flat in storages.items() if key in keys}
+        if chosen:
+            ticket = self.store.put(list(chosen.values()), tier, turn)
+            self._places.update({key: (ticket, index) for index, key in enumerate(chosen)})
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from offload.contracts import INPLACE, MemoError, Tier, nbytes
+from offload.contracts import INPLACE, MemoError, Tier, Turn, nbytes
 from offload.cuda import CudaStreams
 from offload.host_pool import HostPool
 from offload.streams import Streams
@@ -27,8 +27,8 @@ class TierStore(Protocol):
     dropped.
     """
 
-    def save(self, tensors: Sequence[Tensor]) -> Any:
-        """Return what stands for the tensors (dense, of any shape, dtype and strides)."""
+    def save(self, tensors: Sequence[Tensor], turn: Turn) -> Any:
+        """Return what stands for the tensors (of any shape, dtype and strides)."""
 
     def load(self, held: Any) -> tuple[Tensor, ...]:
         """Return the tensors on the device that they came from."""
@@ -46,7 +46,7 @@ class _Kept:
 class DeviceTier:
     """The device itself: references."""
 
-    def save(self, tensors: Sequence[Tensor]) -> _Kept:
+    def save(self, tensors: Sequence[Tensor], turn: Turn) -> _Kept:
         return _Kept(tuple(tensors), tuple(tensor._version for tensor in tensors))
 
     def load(self, held: _Kept) -> tuple[Tensor, ...]:
@@ -119,14 +119,14 @@ class TensorStore:
         # A copy of a wrapped model has lanes of its own: threads and streams are not copied.
         return TensorStore, (self.in_flight_bytes, self.expected_groups, self.make_streams)
 
-    def put(self, tensors: Sequence[Tensor], tier: Tier) -> Ticket:
+    def put(self, tensors: Sequence[Tensor], tier: Tier, turn: Turn = Turn.LAYER) -> Ticket:
         """Store `tensors` (of one device; any shape, dtype and strides; detached) in `tier`,
-        together.
+        together; `turn` says when backward will want them.
         """
         detached = [tensor.detach() for tensor in tensors]
         place = self._place(tier, detached[0].device)
         size_bytes = sum(map(nbytes, detached))
-        ticket = Ticket(place, place.save(detached), size_bytes)
+        ticket = Ticket(place, place.save(detached, turn), size_bytes)
         count = self.counts[tier]
         count.add(size_bytes)
         weakref.finalize(ticket, _forget, place, ticket.held, count, size_bytes).atexit = False

@@ -13,8 +13,8 @@ Bytes of parcels that are WRITING or LANDING are *in flight*, and never more tha
 room is needed, compute waits for the oldest write and lets its tensors go. No call makes the host
 wait beside a GPU: compute's stream waits, and memory is given back in that stream's order.
 
-Parcels of one layer call are a *group*. Backward needs groups in reverse, and within a group
-parcels in the order in which they came, which is the order of prefetch.
+Parcels of one layer call are a *group*. They are brought back in the order in which backward wants
+them: the last group first, and within a group by `Turn`, then as they came.
 
 MEMO's two rounding buffers (SIGMOD 2025, section 4.3) are the default budget: twice the largest
 group.
@@ -22,6 +22,7 @@ group.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from offload.contracts import INPLACE, Lane, MemoError
+from offload.contracts import INPLACE, Lane, MemoError, Turn
 from offload.host_pool import Extent, HostPool, aligned
 from offload.meter import Meter, Work
 from offload.parcels import Item, bytes_of, dense, pack
@@ -55,6 +56,7 @@ class Parcel:
     """
 
     group: int
+    turn: Turn
     items: list[Item]
     extent: Extent
     written: Event
@@ -97,7 +99,7 @@ class HostTier:
 
     # ---- what the store calls ----
 
-    def save(self, tensors: Sequence[Tensor]) -> Parcel:
+    def save(self, tensors: Sequence[Tensor], turn: Turn = Turn.LAYER) -> Parcel:
         """Begin to copy `tensors` to the host."""
         self.sweep()
         with torch.no_grad():
@@ -105,8 +107,8 @@ class HostTier:
             items = pack(sources)
             size_bytes = items[-1].start + items[-1].size_bytes
             self._make_room(aligned(size_bytes))
-            parcel = self._write(items, sources, self.pool.take(size_bytes))
-        self._groups.setdefault(parcel.group, []).append(parcel)
+            parcel = self._write(turn, items, sources, self.pool.take(size_bytes))
+        insort(self._groups.setdefault(parcel.group, []), parcel, key=lambda p: p.turn)
         self._fly(parcel)
         return parcel
 
@@ -158,7 +160,9 @@ class HostTier:
 
     # ---- device to host ----
 
-    def _write(self, items: list[Item], sources: tuple[Tensor, ...], extent: Extent) -> Parcel:
+    def _write(
+        self, turn: Turn, items: list[Item], sources: tuple[Tensor, ...], extent: Extent
+    ) -> Parcel:
         lane = self.streams.d2h
         self._let_lane_wait(Lane.D2H, (*extent.events, self.streams.current().record()))
         start = lane.record()
@@ -168,7 +172,7 @@ class HostTier:
         written = lane.record()
         self.meter.measure(Lane.D2H, Work.COPY, start, written, extent.size_bytes)
         home = self.streams.current()
-        return Parcel(self._next_group, items, extent, written, sources, home)
+        return Parcel(self._next_group, turn, items, extent, written, sources, home)
 
     def _retire(self, parcel: Parcel) -> None:
         """WRITING to STORED: once compute waits for the copy, its memory may be used again."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from memo.attention.blocks import Block
 from memo.attention.contracts import AttentionOptions, BlockInputs, HeadGradients
-from offload import CoreState, TensorStore, Tier
+from offload import CoreState, TensorStore, Tier, Turn
 from offload.store import Ticket
 
 _SCORE_BYTES = 64 << 20
@@ -51,6 +52,7 @@ class _Scores:
 class BlockwiseKernel:
     """Attention of one block, a few hundred queries at a time."""
 
+    name: ClassVar[str] = "blockwise"
     store: TensorStore
 
     def forward(
@@ -68,7 +70,7 @@ class BlockwiseKernel:
         out = torch.cat(outs, dim=2)
         if tier is None:
             return out, None
-        return out, BlockwiseState(self.store.put([torch.cat(sums, dim=2)], tier), seed)
+        return out, BlockwiseState(self.store.put([torch.cat(sums, dim=2)], tier, Turn.CORE), seed)
 
     def backward(
         self, grad_o: Tensor, inputs: BlockInputs, o: Tensor, state: CoreState

@@ -2,7 +2,7 @@
 out of what autograd holds between the two directions.
 
 Scope: `RecordedKernel`, the part that such kernels share. What is called stands in `sdpa.py`,
-    `flash.py` and `flex.py`.
+    `flash.py`, `varlen.py` and `flex.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from memo.attention.contracts import BlockInputs, HeadGradients
-from offload import CoreState, MemoError, Outlet, Recording, TensorStore, Tier, inlet, run_backward
+from offload import (
+    CoreState,
+    MemoError,
+    Outlet,
+    Recording,
+    TensorStore,
+    Tier,
+    Turn,
+    inlet,
+    run_backward,
+)
 from offload.contracts import nbytes
 
 
@@ -37,6 +47,8 @@ class RecordedKernel(ABC):
     `memo.attention.contracts.Kernel`.
     """
 
+    name: str
+
     def __init__(self, store: TensorStore) -> None:
         self._store = store
 
@@ -48,6 +60,10 @@ class RecordedKernel(ABC):
         """Tensors that many blocks share, so that none stores them."""
         return ()
 
+    def as_saved(self, o: Tensor) -> Tensor:
+        """`o` with the dims under which the function saves it for backward, in any order."""
+        return o
+
     def forward(
         self, inputs: BlockInputs, tier: Tier | None
     ) -> tuple[Tensor, RecordedAttention | None]:
@@ -57,13 +73,14 @@ class RecordedKernel(ABC):
             return self.attend(inputs)[..., :v_dim], None
         named = _named(inputs)
         grads: dict[str, Tensor] = {}
-        recording = Recording(self._store, tier, named, self.constants(inputs))
+        constants = self.constants(inputs)
+        recording = Recording(self._store, tier, named, constants, turn=Turn.CORE)
         with torch.enable_grad(), recording.recording():
             ends = {name: _delivering(tensor, grads, name) for name, tensor in named.items()}
             q, k, v = (ends[name] for name in ("q", "k", "v"))
             out = self.attend(replace(inputs, q=q, k=k, v=v, sinks=ends.get("sinks")))
             outlet = Outlet.of(out)
-        recording.alias(out, "o")
+        recording.alias(self.as_saved(out.detach()), "o")
         recording.seal()
         _refuse_quadratic(recording, inputs)
         assert outlet is not None
@@ -78,7 +95,7 @@ class RecordedKernel(ABC):
         missing = inputs.v.shape[-1] - v_dim
         if missing:
             grad_o, o = functional.pad(grad_o, (0, missing)), functional.pad(o, (0, missing))
-        with state.recording.bound({**_named(inputs), "o": o}):
+        with state.recording.bound({**_named(inputs), "o": self.as_saved(o)}):
             run_backward([state.outlet], [grad_o], keep_graph=False)
         grads = state.grads
         sinks = grads.pop("sinks", None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload import MemoError, Placement, TensorStore, Tier, run_tiled
+from offload import MemoError, Placement, TensorStore, Tier, Turn, run_tiled
 from offload.store import Ticket
 from tests.offload.toy import (
     BATCH,
@@ -142,9 +142,11 @@ def test_parameters_and_constants_are_never_stored(monkeypatch: pytest.MonkeyPat
     toy, x = Toy.of(toy_params()), toy_input().requires_grad_()
     put, stored = TensorStore.put, set[int]()
 
-    def watched(store: TensorStore, tensors: Sequence[Tensor], tier: Tier) -> Ticket:
+    def watched(
+        store: TensorStore, tensors: Sequence[Tensor], tier: Tier, turn: Turn = Turn.LAYER
+    ) -> Ticket:
         stored.update(tensor.data_ptr() for tensor in tensors)
-        return put(store, tensors, tier)
+        return put(store, tensors, tier, turn)
 
     monkeypatch.setattr(TensorStore, "put", watched)
     run_tiled(toy.forward(3, (KEEP,)), x)
