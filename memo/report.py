@@ -5,7 +5,8 @@ Scope: reading the runtime's counts into plain data, and showing it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,7 +16,8 @@ from torch import nn
 
 from memo.runtime import Runtime
 from memo.wrap import runtime_of
-from offload import Placement, Tier
+from offload import Lane, Placement, Tier
+from offload.meter import Meter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +37,25 @@ class KindReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LaneReport:
+    """One lane: its copies, seconds in which it copied, waited for others, and in which compute
+    waited for it (exposed time).
+    """
+
+    copies: int
+    moved_bytes: int
+    busy_s: float
+    waited_s: float
+    exposed_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier;
-    `device_peak_bytes` is the whole process's on its CUDA device, None without one. `notes` are
-    fallbacks and refusals, with how often.
+    `device_peak_bytes` is the whole process's on its CUDA device, None without one. `lanes` are
+    those that were used; `forwarded_bytes` were asked for while they were still on the device, and
+    `in_flight_peak_bytes` is what copies held of its memory at most. `notes` are fallbacks and
+    refusals, with how often.
     """
 
     tile_tokens: int | None
@@ -46,11 +63,15 @@ class Report:
     peak_bytes: dict[Tier, int]
     moved_bytes: dict[Tier, int]
     device_peak_bytes: int | None
+    lanes: dict[Lane, LaneReport]
+    forwarded_bytes: int
+    in_flight_peak_bytes: int
     notes: dict[str, int]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield _table(self)
         yield _peaks(self)
+        yield from _lanes(self)
         for note, times in self.notes.items():
             yield f"note ({times}x): {note}"
 
@@ -89,8 +110,29 @@ def _read(runtime: Runtime) -> Report:
             tier: count.moved_bytes for tier, count in counts.items() if tier != Tier.DEVICE
         },
         device_peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+        lanes=_lane_reports(runtime),
+        forwarded_bytes=sum(meter.forwarded_bytes for meter in _meters(runtime)),
+        in_flight_peak_bytes=max((m.in_flight_peak_bytes for m in _meters(runtime)), default=0),
         notes=dict(runtime.notes),
     )
+
+
+def _meters(runtime: Runtime) -> list[Meter]:
+    return [host.meter for host in runtime.store.hosts.values()]
+
+
+def _lane_reports(runtime: Runtime) -> dict[Lane, LaneReport]:
+    """The lanes' counts, added up over devices."""
+    for host in runtime.store.hosts.values():
+        host.streams.synchronize()
+        host.sweep()
+    names = [field.name for field in fields(LaneReport)]
+    counts = {lane: [meter.counts[lane] for meter in _meters(runtime)] for lane in Lane}
+    return {
+        lane: LaneReport(**{name: sum(getattr(c, name) for c in parts) for name in names})
+        for lane, parts in counts.items()
+        if any(count.copies for count in parts)
+    }
 
 
 def _kind(runtime: Runtime, kind: str) -> KindReport:
@@ -142,6 +184,20 @@ def _peaks(report: Report) -> str:
         else ""
     )
     return f"stored at the peak: {peaks}; moved: {moved}{process}"
+
+
+def _lanes(report: Report) -> Iterator[str]:
+    for name, lane in report.lanes.items():
+        yield (
+            f"{name}: {decimal(lane.moved_bytes)} in {lane.copies} copies, "
+            f"busy {lane.busy_s:.3f} s, waited {lane.waited_s:.3f} s; "
+            f"compute waited for it {lane.exposed_s:.3f} s"
+        )
+    if report.lanes:
+        yield (
+            f"forwarded: {decimal(report.forwarded_bytes)}; in flight at the peak: "
+            f"{decimal(report.in_flight_peak_bytes)}"
+        )
 
 
 def _bytes(sizes: dict[Tier, int]) -> str:

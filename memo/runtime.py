@@ -112,6 +112,7 @@ class Runtime:
                 store=self.store,
                 count=self.counts[layer.kind],
                 replay=Replay(x.device),
+                name=f"{layer.kind} {layer.index}",
             ),
             x,
         )

@@ -41,7 +41,8 @@ class TiledBackward:
         memory.parameters = memory.parameters or ParameterGradients(self._split.params)
         grad_x, gradients = Joined(total), memory.gradients
         gradients.x, gradients.o = grad_x, Joined(total)
-        with self.layer.replay.restored(), self._split.backward_scope():
+        mark = self.layer.store.marked(f"{self.layer.name} backward", grads[0].device)
+        with mark, self.layer.replay.restored(), self._split.backward_scope():
             self._run(grads)
         gradients.x = None
         self.layer.store.sweep()

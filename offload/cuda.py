@@ -74,6 +74,9 @@ class CudaStreams:
     def landing(self, size_bytes: int) -> Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
 
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self._device)
+
     def share(self, memory: Tensor) -> None:
         memory.record_stream(torch.cuda.current_stream(self._device))
 

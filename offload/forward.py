@@ -75,7 +75,7 @@ class LayerMemory:
 
 @dataclass(kw_only=True, slots=True)
 class TiledForward:
-    """One call of one layer: its parts, and how to run it."""
+    """One call of one layer: its parts, and how to run it. `name` is shown in traces."""
 
     split: SplitLayer
     core: Core
@@ -83,6 +83,7 @@ class TiledForward:
     store: TensorStore
     count: LayerCount
     replay: Replay
+    name: str = "layer"
 
     @property
     def total_tokens(self) -> int:
@@ -92,7 +93,10 @@ class TiledForward:
         """Run on `x` ([batch, tokens, hidden]); without a memory nothing is kept. Returns y
         under "", aux by name.
         """
-        x = x.detach()
+        with self.store.marked(f"{self.name} forward", x.device):
+            return self._run(x.detach(), memory)
+
+    def _run(self, x: Tensor, memory: LayerMemory | None) -> dict[str, Tensor]:
         tier = None if memory is None else self.policy.skeletal
         with torch.no_grad():
             # Copies begin as soon as a tensor is done, in the order in which backward wants them.

@@ -15,9 +15,7 @@ from offload.streams import Event
 
 
 class Work(StrEnum):
-    """What a stretch of time was: a lane's copy, a lane that waits, compute that waits for a
-    lane.
-    """
+    """What a stretch of a lane's time was: a copy, waiting for others, compute waiting for it."""
 
     COPY = "copy"
     LANE_WAIT = "lane waits"
@@ -50,26 +48,31 @@ class LaneCount:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of one lane's time, in seconds since the tracing began."""
+    """A stretch of time, in seconds since the tracing began. `lane` None: compute ran `name`."""
 
-    lane: Lane
-    work: Work
+    lane: Lane | None
+    name: str
     start_s: float
     stop_s: float
     size_bytes: int
 
+    @property
+    def is_of_compute(self) -> bool:
+        """Whether compute spent it, running a layer or waiting."""
+        return self.lane is None or self.name == Work.EXPOSED
+
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    lane: Lane
-    work: Work
+    lane: Lane | None
+    name: str
     start: Event
     stop: Event
     size_bytes: int
 
     @property
-    def ends(self) -> tuple[Event, Event]:
-        return self.start, self.stop
+    def is_done(self) -> bool:
+        return self.start.is_done() and self.stop.is_done()
 
 
 @dataclass(slots=True)
@@ -90,19 +93,22 @@ class Meter:
     ) -> None:
         """Count what lies between two events, once both are done."""
         self._pending.append(_Pending(lane, work, start, stop, size_bytes))
-        self.settle()
+
+    def mark(self, name: str, start: Event, stop: Event) -> None:
+        """Show what compute did between two events."""
+        self._pending.append(_Pending(None, name, start, stop, 0))
 
     def settle(self) -> None:
         """Count what is done, in the order in which it was begun."""
-        while self._pending and all(e.is_done() for e in self._pending[0].ends):
+        while self._pending and self._pending[0].is_done:
             item = self._pending.popleft()
             seconds = item.stop.seconds_since(item.start)
-            self.counts[item.lane].add(item.work, seconds, item.size_bytes)
+            if item.lane is not None:
+                self.counts[item.lane].add(Work(item.name), seconds, item.size_bytes)
             if self.origin is not None:
                 start_s = item.start.seconds_since(self.origin)
-                self.spans.append(
-                    Span(item.lane, item.work, start_s, start_s + seconds, item.size_bytes)
-                )
+                stop_s = start_s + seconds
+                self.spans.append(Span(item.lane, item.name, start_s, stop_s, item.size_bytes))
 
     def reset(self) -> None:
         """Start the counts anew; spans stay."""

@@ -1,19 +1,21 @@
 """Tensors that are moved together, as one run of bytes.
 
-Scope: how tensors lie in a parcel, and cutting them out of it again. Strides are kept: kernels give
-other bits on other strides.
+Scope: what a parcel is, how tensors lie in it, and cutting them out of it again. Strides are kept:
+kernels give other bits on other strides. What becomes of parcels is `transfers.py`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 from torch import Tensor
 
-from offload.contracts import nbytes
-from offload.host_pool import aligned
+from offload.contracts import Turn, nbytes
+from offload.host_pool import Extent, aligned
+from offload.streams import Event, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,48 @@ class Item:
         """This tensor, as a view of the parcel's bytes."""
         typed = parcel.narrow(0, self.start, self.size_bytes).view(self.dtype)
         return typed.as_strided(self.shape, self.stride, typed.storage_offset())
+
+
+class State(Enum):
+    """What becomes of a parcel; `transfers.py` tells."""
+
+    WRITING = auto()
+    STORED = auto()
+    LANDING = auto()
+    GONE = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """Tensors that are moved together. `sources` are there while WRITING, `landing` while
+    LANDING.
+    """
+
+    group: int
+    turn: Turn
+    items: list[Item]
+    extent: Extent
+    written: Event
+    sources: tuple[Tensor, ...]
+    home: Stream
+    versions: tuple[int, ...] = ()
+    state: State = State.WRITING
+    landing: Tensor | None = None
+    landed: Event | None = None
+    is_spoiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.versions = tuple(source._version for source in self.sources)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes, on either side."""
+        return self.extent.size_bytes
+
+    def check_sources(self) -> None:
+        """See whether they are as they were; a change in place may have come before the copy."""
+        pairs = zip(self.sources, self.versions, strict=False)  # no sources: they were let go
+        self.is_spoiled |= any(source._version != version for source, version in pairs)
 
 
 def pack(tensors: Sequence[Tensor]) -> list[Item]:

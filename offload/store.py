@@ -7,7 +7,8 @@ behind compute are the transfer engine's (`transfers.py`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from offload.contracts import INPLACE, MemoError, Tier, Turn, nbytes
 from offload.cuda import CudaStreams
 from offload.host_pool import HostPool
+from offload.meter import Span
 from offload.streams import Streams
 from offload.threads import ThreadStreams
 from offload.transfers import HostTier
@@ -113,6 +115,7 @@ class TensorStore:
         init=False, default_factory=lambda: {tier: TierCount() for tier in Tier}
     )
     hosts: dict[torch.device, HostTier] = field(init=False, default_factory=dict)
+    _is_traced: bool = field(init=False, default=False)
     _device: DeviceTier = field(init=False, default_factory=DeviceTier)
 
     def __reduce__(self) -> tuple[type[TensorStore], tuple[Any, ...]]:
@@ -158,6 +161,37 @@ class TensorStore:
         for host in self.hosts.values():
             host.meter.reset()
 
+    @contextmanager
+    def traced(self) -> Iterator[dict[torch.device, list[Span]]]:
+        """Keep spans of lanes and compute inside; they are in the result afterwards. Does not nest.
+
+        Raises:
+            MemoError: when it is nested.
+        """
+        if self._is_traced:
+            raise MemoError("a trace of this model is being taken already")
+        spans: dict[torch.device, list[Span]] = {}
+        self._is_traced = True
+        for host in self.hosts.values():
+            host.start_trace()
+        try:
+            yield spans
+        finally:
+            self._is_traced = False
+            for device, host in self.hosts.items():
+                spans[device] = host.stop_trace()
+
+    @contextmanager
+    def marked(self, name: str, device: torch.device) -> Iterator[None]:
+        """Show what compute does inside as `name` in a trace, if one is being taken."""
+        if not self._is_traced:
+            yield
+            return
+        host = self._host(device)
+        start = host.streams.current().record()
+        yield
+        host.meter.mark(name, start, host.streams.current().record())
+
     def _place(self, tier: Tier, device: torch.device) -> TierStore:
         return self._device if tier is Tier.DEVICE else self._host(device)
 
@@ -170,6 +204,8 @@ class TensorStore:
                 in_flight_bytes=self.in_flight_bytes,
                 expected_groups=self.expected_groups,
             )
+            if self._is_traced:
+                self.hosts[device].start_trace()
         return self.hosts[device]
 
 

@@ -74,6 +74,9 @@ class Streams(Protocol):
         it before has been submitted there, and may not be over.
         """
 
+    def synchronize(self) -> None:
+        """Let the host wait for everything on the device; for reports, never within a step."""
+
     def share(self, memory: Tensor) -> None:
         """The current stream uses memory on the device that was allocated for another one: it must
         not be used again there before the current stream is done with it.

@@ -105,6 +105,10 @@ class ThreadStreams:
     def landing(self, size_bytes: int) -> Tensor:
         return torch.empty(size_bytes, dtype=torch.uint8)
 
+    def synchronize(self) -> None:
+        for lane in (self.d2h, self.h2d):
+            self._host.wait(lane.record())
+
     def share(self, memory: Tensor) -> None:
         """Nothing to do: there is one calling thread, and no memory that is used again early."""
 

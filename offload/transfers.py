@@ -9,15 +9,13 @@ Scope: the HOST tier. A parcel is
 - LANDING: its copy back was submitted, and nobody has asked for it yet;
 - GONE: dropped by its owner.
 
-Bytes of parcels that are WRITING or LANDING are *in flight*, and never more than the budget: when
-room is needed, compute waits for the oldest write and lets its tensors go. No call makes the host
-wait beside a GPU: compute's stream waits, and memory is given back in that stream's order.
+Bytes that are WRITING, or LANDING before they are asked for, are *in flight*, and never more than
+the budget: when room is needed, compute waits for the oldest write and lets its tensors go. No call
+makes the host wait beside a GPU: compute's stream waits, and memory is given back in that stream's
+order. The default budget, twice the largest group, is MEMO's two rounding buffers.
 
 Parcels of one layer call are a *group*. They are brought back in the order in which backward wants
 them: the last group first, and within a group by `Turn`, then as they came.
-
-MEMO's two rounding buffers (SIGMOD 2025, section 4.3) are the default budget: twice the largest
-group.
 """
 
 from __future__ import annotations
@@ -26,60 +24,17 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 import torch
 from torch import Tensor
 
 from offload.contracts import INPLACE, Lane, MemoError, Turn
 from offload.host_pool import Extent, HostPool, aligned
-from offload.meter import Meter, Work
-from offload.parcels import Item, bytes_of, dense, pack
+from offload.meter import Meter, Span, Work
+from offload.parcels import Item, Parcel, State, bytes_of, dense, pack
 from offload.streams import Event, Stream, Streams
 
 _ROUNDING_BUFFERS = 2
-
-
-class State(Enum):
-    """See the module's docstring."""
-
-    WRITING = auto()
-    STORED = auto()
-    LANDING = auto()
-    GONE = auto()
-
-
-@dataclass(slots=True, eq=False)
-class Parcel:
-    """Tensors that are moved together. `sources` are there while WRITING, `landing` while
-    LANDING.
-    """
-
-    group: int
-    turn: Turn
-    items: list[Item]
-    extent: Extent
-    written: Event
-    sources: tuple[Tensor, ...]
-    home: Stream
-    versions: tuple[int, ...] = ()
-    state: State = State.WRITING
-    landing: Tensor | None = None
-    landed: Event | None = None
-    is_spoiled: bool = False
-
-    def __post_init__(self) -> None:
-        self.versions = tuple(source._version for source in self.sources)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that it takes, on either side."""
-        return self.extent.size_bytes
-
-    def check_sources(self) -> None:
-        """See whether they are as they were; a change in place may have come before the copy."""
-        pairs = zip(self.sources, self.versions, strict=False)  # no sources: they were let go
-        self.is_spoiled |= any(source._version != version for source, version in pairs)
 
 
 @dataclass(slots=True)
@@ -158,6 +113,18 @@ class HostTier:
             self._free(self._dropped.popleft())
         self.meter.settle()
 
+    def start_trace(self) -> None:
+        """Keep spans from here on."""
+        self.meter.settle()
+        self.meter.origin = self.streams.current().record()
+
+    def stop_trace(self) -> list[Span]:
+        """The spans since `start_trace`. The host waits for the lanes."""
+        self.streams.synchronize()
+        self.meter.settle()
+        spans, self.meter.spans, self.meter.origin = self.meter.spans, [], None
+        return spans
+
     # ---- device to host ----
 
     def _write(
@@ -193,13 +160,13 @@ class HostTier:
         parcel.landing, parcel.landed, parcel.home = landing, lane.record(), compute
         self.meter.measure(Lane.H2D, Work.COPY, start, parcel.landed, size_bytes)
         parcel.state = State.LANDING
-        self._fly(parcel)
 
     def _take_landing(self, parcel: Parcel) -> Tensor:
         """LANDING to STORED: the landing buffer is the caller's, once compute waits for it."""
         assert parcel.landing is not None
         assert parcel.landed is not None
-        self._flying.remove(parcel)
+        if parcel in self._flying:
+            self._flying.remove(parcel)
         landing, parcel.landing, parcel.state = parcel.landing, None, State.STORED
         compute = self.streams.current()
         self._let_compute_wait(compute, Lane.H2D, parcel.landed)
@@ -214,6 +181,7 @@ class HostTier:
                 if self._flying_bytes + parcel.size_bytes > self._budget_bytes(0):
                     return
                 self._land(parcel)
+                self._fly(parcel)
 
     def _following(self, after: Parcel) -> Iterator[Parcel]:
         own = self._groups[after.group]
