@@ -67,8 +67,21 @@ class Block:
 def blocks_of(mask: RangeMask, batch_size: int) -> Iterator[Block]:
     """The blocks of a mask. Queries in none of them see nothing, and their output is zero."""
     for rows, row in _grouped(mask.rows, batch_size):
-        for q, k in _spans(row, mask):
-            yield from _cut(rows, q, k, mask)
+        for span in spans_of(row, mask):
+            yield from _cut(rows, span, span, mask)
+        yield from _right_padding(rows, row, mask)
+
+
+def right_padding_of(mask: RangeMask, batch_size: int) -> Iterator[Block]:
+    """Those blocks whose queries are padding on the right."""
+    for rows, row in _grouped(mask.rows, batch_size):
+        yield from _right_padding(rows, row, mask)
+
+
+def everything(mask: RangeMask, batch_size: int) -> Block:
+    """The block around all rows and tokens, for a kernel that reads the mask itself."""
+    tokens = (0, mask.tokens)
+    return Block((0, batch_size), tokens, tokens, mask.causal, mask.window)
 
 
 def _grouped(rows: tuple[Row, ...], batch_size: int) -> Iterator[tuple[Range, Row]]:
@@ -82,19 +95,24 @@ def _grouped(rows: tuple[Row, ...], batch_size: int) -> Iterator[tuple[Range, Ro
             start = index
 
 
-def _spans(row: Row, mask: RangeMask) -> Iterator[tuple[Range, Range]]:
-    last: Range | None = None
+def spans_of(row: Row, mask: RangeMask) -> Iterator[Range]:
+    """The row's tokens that see one another: documents, or chunks of them."""
     for start, stop in row.documents:
         step = mask.chunk or stop - start
         for first in range(start, stop, step):
-            last = (first, min(first + step, stop))
-            yield last, last
+            yield first, min(first + step, stop)
+
+
+def _right_padding(rows: Range, row: Row, mask: RangeMask) -> Iterator[Block]:
     # Padding on the right sees the tokens before it, as it does under SDPA with a mask: its outputs
     # are meaningless, but a loss that counts them must be the unwrapped model's.
-    if last is not None:
-        end = min(mask.tokens, last[0] + mask.chunk) if mask.chunk else mask.tokens
-        if last[1] < end:
-            yield (last[1], end), last
+    if not row.documents:
+        return
+    start, stop = row.documents[-1]
+    first = stop - 1 - (stop - 1 - start) % mask.chunk if mask.chunk else start
+    end = min(mask.tokens, first + mask.chunk) if mask.chunk else mask.tokens
+    if stop < end:
+        yield from _cut(rows, (stop, end), (first, stop), mask)
 
 
 def _cut(rows: Range, q: Range, k: Range, mask: RangeMask) -> Iterator[Block]:

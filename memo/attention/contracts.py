@@ -62,6 +62,10 @@ class Kernel(Protocol):
     never runs twice.
     """
 
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+
     def forward(self, inputs: BlockInputs, tier: Tier | None) -> tuple[Tensor, CoreState | None]:
         """`o` as [batch, heads, queries, v_head_dim], and the state for backward, held in `tier`.
 

@@ -1,7 +1,7 @@
-"""`core`: attention over the whole sequence, block by block, with the kernel that fits.
+"""`core`: attention over the whole sequence, piece by piece, with the kernel that fits.
 
-Scope: choosing a kernel, cutting a mask into blocks, putting the pieces together; both directions.
-It is the runtime's `Core`, and `attend` is the same for a layer that is not tiled.
+Scope: choosing a kernel, cutting a call into pieces, running them; both directions. It is the
+runtime's `Core`, and `attend` is the same for a layer that is not tiled.
 """
 
 from __future__ import annotations
@@ -15,62 +15,119 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from memo.attention.blocks import Block, blocks_of
+from memo.attention.blocks import blocks_of, everything, right_padding_of
 from memo.attention.blockwise import BlockwiseKernel
-from memo.attention.contracts import AttentionOptions, BlockInputs, Kernel
+from memo.attention.contracts import Kernel
+from memo.attention.fastest import Fastest
 from memo.attention.flash import FlashKernel, can_flash
 from memo.attention.flex import FlexKernel
 from memo.attention.heads import HeadPart, head_parts
-from memo.attention.masks import Range
+from memo.attention.pieces import Piece, Sums, are_disjoint, options_of
 from memo.attention.sdpa import SdpaKernel
+from memo.attention.shapes import Choice, Shape, all_heads
+from memo.attention.varlen import VarlenKernel
 from offload import CoreCall, CoreEnd, CoreState, TensorStore, Tier
 
+_MAX_CHOICES = 64
+"""A model has a few shapes times a few lengths; a choice that is forgotten is made again."""
 
-@dataclass(slots=True)
-class BlockStates:
-    """The kernels' states, in the order of blocks."""
 
-    states: list[CoreState]
+@dataclass(frozen=True, slots=True)
+class PieceState:
+    """A piece, the kernel that ran it and what that needs for backward."""
+
+    piece: Piece
+    kernel: Kernel
+    state: CoreState
+
+
+@dataclass(frozen=True, slots=True)
+class PieceStates:
+    """What forward did, in order: backward takes the same pieces to the same kernels, whatever
+    either would be cut into or choose by then.
+    """
+
+    pieces: tuple[PieceState, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(state.nbytes for state in self.states)
+        return sum(piece.state.nbytes for piece in self.pieces)
 
 
 class AttentionCore:
-    """Attention by blocks; `options` of a call are `AttentionOptions`, its extras nothing or the
+    """Attention by pieces; `options` of a call are `AttentionOptions`, its extras nothing or the
     sinks ([heads]).
     """
 
-    def __init__(self, store: TensorStore) -> None:
-        # Both directions of a call must be cut alike, whatever becomes of the thread count in
-        # between.
-        self._threads = torch.get_num_threads()
+    def __init__(
+        self,
+        store: TensorStore,
+        *,
+        fastest: Fastest | None = None,
+        varlen: VarlenKernel | None = None,
+    ) -> None:
+        self._store, self._fastest = store, fastest or Fastest()
         self._sdpa, self._flash = SdpaKernel(store), FlashKernel(store)
+        self._varlen = varlen or VarlenKernel(store)
         self._flex, self._blockwise = FlexKernel(store), BlockwiseKernel(store)
+        self._chosen: dict[Shape, Choice] = {}
+        self._by_name: dict[str, Kernel] = {k.name: k for k in (self._sdpa, self._flash)}
+
+    @property
+    def chosen(self) -> dict[Shape, Choice]:
+        """The kernel of every shape of call that has come, the latest new one last."""
+        return dict(self._chosen)
 
     def kernel_for(self, call: CoreCall) -> Kernel:
-        """The fastest kernel that can do what is asked; the blockwise one can do everything."""
-        options, (q, _, v) = _options(call), call.heads
-        if options.dropout or v.shape[-1] > q.shape[-1]:
-            return self._blockwise
-        if can_flash(q) and not call.extras:
-            return self._flash
-        if options.softcap is not None or call.extras:
-            return self._flex if q.is_cuda else self._blockwise
-        return self._sdpa
+        """The fastest kernel that can do what is asked; the blockwise one can do everything. With
+        padding on the right, it is that of all but the padding.
 
-    def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, BlockStates | None]:
+        The first call of a shape may run several for comparison.
+        """
+        shape = Shape.of(call)
+        kernel = self._kernel_by_rule(call, shape)
+        if shape not in self._chosen:
+            while len(self._chosen) >= _MAX_CHOICES:
+                del self._chosen[next(iter(self._chosen))]
+            self._chosen[shape] = Choice(kernel.name) if kernel else self._choose(call)
+        return kernel or self._by_name[self._chosen[shape].kernel]
+
+    def _kernel_by_rule(self, call: CoreCall, shape: Shape) -> Kernel | None:
+        """None where several kernels can, and only trying tells which is the fastest."""
+        q = call.heads[0]
+        if "dropout" in shape.features or shape.v_head_dim > shape.head_dim:
+            return self._blockwise
+        if "softcap" in shape.features and "sinks" not in shape.features and can_flash(q):
+            return self._flash
+        if shape.features:
+            return self._flex if q.is_cuda else self._blockwise
+        if shape.sight != "ranges":
+            # Nothing may then depend on what happened to be faster.
+            return self._sdpa if torch.are_deterministic_algorithms_enabled() else None
+        return self._varlen if self._varlen.takes(call) else self._kernel_of_blocks(q)
+
+    def _kernel_of_blocks(self, q: Tensor) -> Kernel:
+        return self._flash if can_flash(q) else self._sdpa
+
+    def _choose(self, call: CoreCall) -> Choice:
+        q = call.heads[0]
+        piece = Piece(everything(options_of(call).mask, q.shape[0]), all_heads(call))
+        choice = self._fastest.choose(piece.inputs_of(call))
+        if choice.kernel not in self._by_name:
+            self._by_name[choice.kernel] = self._fastest.candidates(q)[choice.kernel](self._store)
+        return choice
+
+    def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, PieceStates | None]:
         with _without_autocast(call) as cast:
             return self._forward(cast, tier)
 
-    def _forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, BlockStates | None]:
+    def _forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, PieceStates | None]:
         q, _, v = call.heads
-        kernel, o, states = self.kernel_for(call), None, []
-        for piece in self._pieces(call):
-            out, state = kernel.forward(_inputs(call, piece), tier)
+        o, done = None, []
+        for kernel, piece in self._pieces(call):
+            out, state = kernel.forward(piece.inputs_of(call), tier)
             if state is not None:
-                states.append(state)
+                done.append(PieceState(piece, kernel, state))
             out = out.transpose(1, 2)
             if out.shape[:3] == (q.shape[0], q.shape[2], q.shape[1]):
                 o = out
@@ -79,107 +136,44 @@ class AttentionCore:
                 piece.queries_of(o, heads_dim=2).copy_(out)
             del out  # or it would lie beside the next piece's
         o = _zeros(q, v) if o is None else o
-        return o, None if tier is None else BlockStates(states)
+        return o, None if tier is None else PieceStates(tuple(done))
 
     def backward(
         self, call: CoreCall, end: CoreEnd
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        assert isinstance(end.state, PieceStates)
         with _without_autocast(call) as cast:
             own = call.is_own and cast.heads[0].dtype == call.heads[0].dtype
-            return self._backward(cast, end, over=own and _is_one_block(cast))
+            over = own and are_disjoint([done.piece for done in end.state.pieces], cast)
+            return self._backward(cast, end, end.state.pieces, over=over)
 
     def _backward(
-        self, call: CoreCall, end: CoreEnd, *, over: bool
+        self, call: CoreCall, end: CoreEnd, pieces: tuple[PieceState, ...], *, over: bool
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        assert isinstance(end.state, BlockStates)
-        sums = _Sums(call, over=over)
-        kernel, pieces = self.kernel_for(call), list(self._pieces(call))
-        grad_parts = [piece.queries_of(end.grad_o, heads_dim=2) for piece in pieces]
+        sums = Sums(call, over=over)
+        grad_parts = [done.piece.queries_of(end.grad_o, heads_dim=2) for done in pieces]
         if over:
             # Kernels copy what is not contiguous; copied here, the whole need not lie beside.
             grad_parts = [part.contiguous() for part in grad_parts]
             del end.grad_o
-        for piece, state in zip(pieces, end.state.states, strict=True):
-            grad_part = grad_parts.pop(0).transpose(1, 2)
+        for done in pieces:
+            piece, grad_part = done.piece, grad_parts.pop(0).transpose(1, 2)
             o_part = piece.queries_of(end.o, heads_dim=2).transpose(1, 2)
-            grads = kernel.backward(grad_part, _inputs(call, piece), o_part, state)
+            grads = done.kernel.backward(grad_part, piece.inputs_of(call), o_part, done.state)
             sums.add(piece, (grads.q, grads.k, grads.v), grads.sinks)
             del grads, grad_part  # or they would lie beside the next piece's
         return sums.value()
 
-    def _pieces(self, call: CoreCall) -> Iterator[_Piece]:
-        q, k, _ = call.heads
-        whole = HeadPart((0, q.shape[1]), (0, k.shape[1]))
-        parts = [whole]
-        if q.device.type == "cpu" and self.kernel_for(call) is self._sdpa:
-            groups = q.shape[1] // k.shape[1]
-            parts = list(head_parts(q.shape[0], k.shape[1], groups, self._threads))
-        for block in blocks_of(_options(call).mask, q.shape[0]):
+    def _pieces(self, call: CoreCall) -> Iterator[tuple[Kernel, Piece]]:
+        kernel, mask, q = self.kernel_for(call), options_of(call).mask, call.heads[0]
+        blocks = blocks_of(mask, q.shape[0])
+        if kernel is self._varlen:
+            yield kernel, Piece(everything(mask, q.shape[0]), all_heads(call))
+            kernel, blocks = self._kernel_of_blocks(q), right_padding_of(mask, q.shape[0])
+        parts = list(_parts(call, kernel))
+        for block in blocks:
             for part in parts:
-                yield _Piece(block, part)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One block of one part of the heads."""
-
-    block: Block
-    part: HeadPart
-
-    def queries_of(self, tensor: Tensor, *, heads_dim: int) -> Tensor:
-        """Its view of q, o or their gradients; tokens are the other one of dims 1 and 2."""
-        return self._view(tensor, heads_dim, self.part.q, self.block.q)
-
-    def keys_of(self, tensor: Tensor) -> Tensor:
-        """Its view of k, v ([batch, kv_heads, tokens, head_dim]) or their gradients."""
-        return self._view(tensor, 1, self.part.kv, self.block.k)
-
-    def _view(self, tensor: Tensor, heads_dim: int, heads: Range, tokens: Range) -> Tensor:
-        view = tensor
-        for dim, (start, stop) in (
-            (0, self.block.rows),
-            (heads_dim, heads),
-            (3 - heads_dim, tokens),
-        ):
-            view = view.narrow(dim, start, stop - start)
-        return view
-
-
-class _Sums:
-    """Gradients of whole q, k, v and of the sinks, from those of pieces.
-
-    With `over` they are written over q, k and v: pieces that share no query and no key, and leave
-    none out, need each part of them once.
-    """
-
-    def __init__(self, call: CoreCall, *, over: bool) -> None:
-        self._call, self._over = call, over
-        self._heads: tuple[Tensor, ...] | None = None
-        self._sinks: Tensor | None = None
-
-    def add(self, piece: _Piece, heads: tuple[Tensor, ...], sinks: Tensor | None) -> None:
-        if sinks is not None:
-            self._sinks = sinks if self._sinks is None else self._sinks + sinks
-        wholes = self._call.heads
-        if self._over:
-            self._heads = wholes
-        if self._heads is None and all(
-            a.shape == b.shape for a, b in zip(heads, wholes, strict=True)
-        ):
-            self._heads = heads
-            return
-        self._heads = self._heads or tuple(torch.zeros_like(whole) for whole in wholes)
-        q, k, v = self._heads
-        views = (piece.queries_of(q, heads_dim=1), piece.keys_of(k), piece.keys_of(v))
-        for view, part in zip(views, heads, strict=True):
-            if self._over:
-                view.copy_(part)
-            else:
-                view.add_(part)
-
-    def value(self) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        heads = self._heads or tuple(torch.zeros_like(whole) for whole in self._call.heads)
-        return heads, (self._sinks,) * len(self._call.extras)
+                yield kernel, Piece(block, part)
 
 
 def attend(core: AttentionCore, call: CoreCall) -> Tensor:
@@ -227,32 +221,12 @@ def _without_autocast(call: CoreCall) -> Iterator[CoreCall]:
         yield call
 
 
-def _is_one_block(call: CoreCall) -> bool:
-    """Whether every query and key of a row are in one block, and so in one piece per head."""
-    mask, q = _options(call).mask, call.heads[0]
-    blocks = list(blocks_of(mask, q.shape[0]))
-    everything = (0, mask.tokens)
-    rows = [block.rows for block in blocks]
-    whole = all(block.q == everything and block.k == everything for block in blocks)
-    return whole and sum(stop - first for first, stop in rows) == q.shape[0]
-
-
-def _options(call: CoreCall) -> AttentionOptions:
-    assert isinstance(call.options, AttentionOptions)
-    return call.options
-
-
-def _inputs(call: CoreCall, piece: _Piece) -> BlockInputs:
-    q, k, v = call.heads
-    return BlockInputs(
-        q=piece.queries_of(q, heads_dim=1),
-        k=piece.keys_of(k),
-        v=piece.keys_of(v),
-        sinks=call.extras[0] if call.extras else None,
-        block=piece.block,
-        options=_options(call),
-        spread=piece.part.spread,
-    )
+def _parts(call: CoreCall, kernel: Kernel) -> Iterator[HeadPart]:
+    q, k, _ = call.heads
+    if q.device.type == "cpu" and isinstance(kernel, SdpaKernel):
+        groups = q.shape[1] // k.shape[1]
+        return head_parts(q.shape[0], k.shape[1], groups, torch.get_num_threads())
+    return iter([all_heads(call)])
 
 
 def _zeros(q: Tensor, v: Tensor) -> Tensor:

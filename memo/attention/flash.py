@@ -28,6 +28,8 @@ def can_flash(q: Tensor) -> bool:
 class FlashKernel(RecordedKernel):
     """`flash_attn.flash_attn_func` on one block; `attention` is that function unless given."""
 
+    name = "flash-attn"
+
     def __init__(self, store: TensorStore, attention: Callable[..., Tensor] | None = None) -> None:
         super().__init__(store)
         self._attention = attention

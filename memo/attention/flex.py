@@ -7,11 +7,12 @@ scales a query's output by exp(lse) / (exp(lse) + exp(sink)).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from memo.attention.blocks import Block
@@ -26,6 +27,8 @@ _MAX_MASKS = 8
 class FlexKernel(RecordedKernel):
     """`flex_attention` on one block, compiled unless another function is given."""
 
+    name = "flex"
+
     def __init__(self, store: TensorStore, attention: Callable[..., Any] | None = None) -> None:
         super().__init__(store)
         self._attention = attention
@@ -34,7 +37,7 @@ class FlexKernel(RecordedKernel):
     def attend(self, inputs: BlockInputs) -> Tensor:
         if self._attention is None:
             self._attention = torch.compile(flex_attention)
-        out, lse = self._attention(
+        out, aux = self._attention(
             inputs.q,
             inputs.k,
             inputs.v,
@@ -42,11 +45,12 @@ class FlexKernel(RecordedKernel):
             block_mask=self._mask(inputs),
             scale=inputs.options.scale,
             enable_gqa=inputs.groups > 1,
-            return_lse=True,
+            **_with_lse(),
         )
         if inputs.sinks is None:
             result: Tensor = out
             return result
+        lse = aux if isinstance(aux, Tensor) else aux.lse
         # lse and sinks are natural logarithms.
         kept = torch.sigmoid(lse - inputs.sinks.view(1, -1, 1).to(lse.dtype))
         scaled: Tensor = (out * kept.unsqueeze(-1)).to(out.dtype)
@@ -65,6 +69,12 @@ class FlexKernel(RecordedKernel):
                 _mask_mod(block), None, None, queries, keys, device=str(device)
             )
         return self._masks[key]
+
+
+def _with_lse() -> Mapping[str, Any]:
+    """The argument that asks for the log-sum-exp; torch renamed it in 2.9."""
+    request = getattr(flex_module, "AuxRequest", None)
+    return {"return_lse": True} if request is None else {"return_aux": request(lse=True)}
 
 
 def _soft_capped(options: AttentionOptions) -> Callable[..., Tensor] | None:

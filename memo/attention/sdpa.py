@@ -5,11 +5,13 @@ Scope: its arguments for one block. GQA is the kernel's own (k and v are not rep
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memo.attention.blocks import Block
 from memo.attention.contracts import BlockInputs
@@ -41,11 +43,21 @@ class Bands:
 
 
 class SdpaKernel(RecordedKernel):
-    """`torch.nn.functional.scaled_dot_product_attention` on one block."""
+    """`torch.nn.functional.scaled_dot_product_attention` on one block, by the `backend` given or
+    the one that torch prefers.
+    """
 
-    def __init__(self, store: TensorStore) -> None:
+    def __init__(self, store: TensorStore, backend: SDPBackend | None = None) -> None:
         super().__init__(store)
+        self.name = self.name_of(backend)
+        self._backend = backend
         self._bands = Bands()
+
+    @staticmethod
+    def name_of(backend: SDPBackend | None) -> str:
+        """What a report calls the kernel with this backend."""
+        which = "" if backend is None else f" {backend.name.removesuffix('_ATTENTION').lower()}"
+        return f"sdpa{which}"
 
     def constants(self, inputs: BlockInputs) -> tuple[Tensor, ...]:
         plain = inputs.block.is_square or inputs.block.is_open
@@ -56,12 +68,13 @@ class SdpaKernel(RecordedKernel):
         k, v = inputs.k, inputs.v
         if inputs.spread:
             k, v = (t.expand(-1, inputs.groups, -1, -1) for t in (k, v))
-        return functional.scaled_dot_product_attention(
-            inputs.q,
-            k,
-            v,
-            attn_mask=bands[0] if bands else None,
-            is_causal=inputs.block.is_square and inputs.q.shape[2] > 1,
-            scale=inputs.options.scale,
-            enable_gqa=inputs.groups > 1 and not inputs.spread,
-        )
+        with nullcontext() if self._backend is None else sdpa_kernel(self._backend):
+            return functional.scaled_dot_product_attention(
+                inputs.q,
+                k,
+                v,
+                attn_mask=bands[0] if bands else None,
+                is_causal=inputs.block.is_square and inputs.q.shape[2] > 1,
+                scale=inputs.options.scale,
+                enable_gqa=inputs.groups > 1 and not inputs.spread,
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -138,6 +139,8 @@ class ToyState:
 class ToyCore:
     """`toy_attention`; backward runs it again under autograd. `fault` is raised there once."""
 
+    checks: ClassVar[bool] = True
+
     forwards: int = 0
     backwards: int = 0
     fault: Exception | None = None
@@ -158,7 +161,9 @@ class ToyCore:
         leaves = [t.detach().requires_grad_() for t in (*call.heads, *call.extras)]
         with torch.enable_grad():
             again = toy_attention(replace(call, heads=tuple(leaves[:3]), extras=tuple(leaves[3:])))
-        assert torch.equal(again, end.o), "the runtime gave other q, k, v or o than in forward"
+        assert not self.checks or torch.equal(again, end.o), (
+            "the runtime gave other q, k, v or o than in forward"
+        )
         grads = torch.autograd.grad(again, leaves, end.grad_o)
         return grads[:3], grads[3:]
 

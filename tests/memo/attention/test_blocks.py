@@ -5,32 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from memo.attention.blocks import Block, blocks_of
 from memo.attention.masks import RangeMask, Row
+from tests.memo.attention.calls import mask as masks
 from tests.memo.attention.reference import dense_mask
 
 
-@st.composite
-def _row(draw: st.DrawFn, tokens: int) -> Row:
-    first, stop = sorted(draw(st.tuples(st.integers(0, tokens), st.integers(0, tokens))))
-    inner = draw(st.sets(st.integers(first + 1, stop - 1), max_size=4)) if stop > first + 1 else ()
-    return Row((first, stop), (first, *sorted(inner)))
-
-
-@st.composite
-def _mask(draw: st.DrawFn) -> tuple[RangeMask, int]:
-    tokens, batch = draw(st.integers(1, 420)), draw(st.integers(1, 4))
-    one_for_all = draw(st.booleans())
-    rows = [draw(_row(tokens)) for _ in range(1 if one_for_all else batch)]
-    some = st.none() | st.integers(1, 500)
-    mask = RangeMask(tokens, tuple(rows), draw(st.booleans()), draw(some), draw(some))
-    return mask, batch
-
-
 @settings(deadline=None, max_examples=120)
-@given(_mask())
+@given(masks())
 def test_every_allowed_pair_is_in_one_block(case: tuple[RangeMask, int]) -> None:
     mask, batch = case
     covered = torch.zeros(batch, mask.tokens, mask.tokens, dtype=torch.int32)
@@ -43,7 +26,7 @@ def test_every_allowed_pair_is_in_one_block(case: tuple[RangeMask, int]) -> None
 
 
 @settings(deadline=None)
-@given(_mask())
+@given(masks())
 def test_blocks_with_a_mask_of_their_own_are_narrow(case: tuple[RangeMask, int]) -> None:
     mask, batch = case
     for block in blocks_of(mask, batch):

@@ -146,6 +146,19 @@ def test_a_kernel_that_keeps_scores_is_refused(v_dim: int) -> None:
         SdpaKernel(TensorStore()).forward(inputs, Tier.DEVICE)
 
 
+def test_a_backend_is_asked_for() -> None:
+    inputs = _inputs(_square(701))
+    flash = SdpaKernel(TensorStore(), SDPBackend.FLASH_ATTENTION)
+    out = flash.forward(inputs, Tier.DEVICE)[0]
+    assert torch.equal(out, SdpaKernel(TensorStore()).forward(inputs, Tier.DEVICE)[0])
+    with pytest.raises(MemoError, match="matrix of scores"):
+        SdpaKernel(TensorStore(), SDPBackend.MATH).forward(inputs, Tier.DEVICE)
+    assert [SdpaKernel.name_of(b) for b in (None, SDPBackend.FLASH_ATTENTION)] == [
+        "sdpa",
+        "sdpa flash",
+    ]
+
+
 def test_without_a_backward_nothing_is_stored() -> None:
     store, inputs = TensorStore(), _inputs(_square(33), v_dim=5)
     out, state = SdpaKernel(store).forward(inputs, None)

@@ -1,0 +1,81 @@
+"""Compute as the double sees it: every operation of torch, with what it reads and writes.
+
+Scope: a dispatch mode that tells `DoubleStreams`. Without it compute has no clock of its own work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.races.double import DoubleStreams
+
+_ALLOCATES = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
+_SYNCS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""What the host must know to go on: on a GPU it waits for compute there."""
+
+
+class Compute(TorchDispatchMode):
+    """Inside, torch's operations are work of the double's current stream."""
+
+    def __init__(self, streams: DoubleStreams) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._streams = streams
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        assert isinstance(func, torch._ops.OpOverload)
+        kwargs = kwargs or {}
+        if func.is_view or torch.Tag.inplace_view in func.tags:
+            return func(*args, **kwargs)
+        if func._opname in _ALLOCATES:
+            return self._allocate(func(*args, **kwargs))
+        return self._work(func, args, kwargs)
+
+    def _allocate(self, made: Any) -> Any:
+        for tensor in _tensors(made):
+            self._streams.region(tensor)  # from now on it is known, and whose it is
+        return made
+
+    def _work(
+        self, func: torch._ops.OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        self._streams.operation_syncs += any(tag in _SYNCS for tag in func.tags)
+        given = list(_tensors((*args, *kwargs.values())))
+        self._streams.compute_works(given, _written(func, args, kwargs))
+        made = func(*args, **kwargs)
+        known = {tensor.untyped_storage()._cdata for tensor in given}
+        fresh = [t for t in _tensors(made) if t.untyped_storage()._cdata not in known]
+        self._streams.compute_wrote(fresh)
+        return made
+
+
+def _written(
+    func: torch._ops.OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[Tensor]:
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(args[index] if index < len(args) else kwargs.get(argument.name))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those that have elements in memory."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, Tensor) and _is_here(value):
+        yield value
+
+
+def _is_here(tensor: Tensor) -> bool:
+    is_plain = tensor.layout is torch.strided and tensor.numel() > 0
+    return is_plain and tensor.untyped_storage().device.type == "cpu"

@@ -1,0 +1,42 @@
+"""The clean engine under a thousand schedules: no race, and the gradients of KEEP bit by bit."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from offload import Lane
+from tests.races.double import DoubleStreams
+from tests.races.harness import Schedule, has_nan, kept_gradients, run, same
+
+SCHEDULES, CHUNK = 1000, 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, SCHEDULES, CHUNK))
+def test_every_schedule_gives_the_gradients_of_keep(first: int) -> None:
+    expected, seen = kept_gradients(), Counter[str]()
+    for seed in range(first, first + CHUNK):
+        outcome = run(Schedule(seed))
+        assert outcome.violations == [], f"schedule {seed}"
+        assert all(same(grads, expected) for grads in outcome.grads), f"schedule {seed}"
+        counts = outcome.host.meter.counts
+        seen["written"] += counts[Lane.D2H].copies
+        seen["landed"] += counts[Lane.H2D].copies
+        seen["forwarded"] += outcome.host.meter.forwarded_bytes
+        assert outcome.host.pool.free_bytes == outcome.host.pool.size_bytes
+    assert all(seen[what] > CHUNK for what in ("written", "landed", "forwarded"))
+
+
+def test_the_reference_is_a_number() -> None:
+    expected = kept_gradients()
+    assert not has_nan(expected)
+    assert any(grad is not None and bool(grad.any()) for grad in expected)
+
+
+def test_the_engine_never_makes_the_host_wait() -> None:
+    for seed in range(40):
+        double = DoubleStreams(seed)
+        run(Schedule(seed), double)
+        assert double.host_syncs == 0, f"schedule {seed}"
