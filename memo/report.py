@@ -54,8 +54,8 @@ class Report:
     """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier;
     `device_peak_bytes` is the whole process's on its CUDA device, None without one. `lanes` are
     those that were used; `forwarded_bytes` were asked for while they were still on the device, and
-    `in_flight_peak_bytes` is what copies held of its memory at most. `notes` are fallbacks and
-    refusals, with how often.
+    `in_flight_peak_bytes` is what copies held of its memory at most. `attention` names the kernel
+    of every shape of call. `notes` are fallbacks and refusals, with how often.
     """
 
     tile_tokens: int | None
@@ -66,12 +66,14 @@ class Report:
     lanes: dict[Lane, LaneReport]
     forwarded_bytes: int
     in_flight_peak_bytes: int
+    attention: dict[str, str]
     notes: dict[str, int]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield _table(self)
         yield _peaks(self)
         yield from _lanes(self)
+        yield from (f"attention: {kernel} for {shape}" for shape, kernel in self.attention.items())
         for note, times in self.notes.items():
             yield f"note ({times}x): {note}"
 
@@ -113,6 +115,7 @@ def _read(runtime: Runtime) -> Report:
         lanes=_lane_reports(runtime),
         forwarded_bytes=sum(meter.forwarded_bytes for meter in _meters(runtime)),
         in_flight_peak_bytes=max((m.in_flight_peak_bytes for m in _meters(runtime)), default=0),
+        attention={str(shape): choice.kernel for shape, choice in runtime.core.chosen.items()},
         notes=dict(runtime.notes),
     )
 

@@ -44,6 +44,9 @@ FRACTION = "takes a fraction from 0 to 1"
         ({"skeletal": None}, ["skeletal=None", "takes one of 'keep', 'host'"]),
         ({"tiled_loss": "yes"}, ["tiled_loss='yes'", "takes True or False"]),
         ({"tiled_loss": 1}, ["tiled_loss=1", "takes True or False"]),
+        ({"in_flight_bytes": -1}, ["in_flight_bytes=-1", "takes None or a number of bytes"]),
+        ({"in_flight_bytes": 1.5}, ["in_flight_bytes=1.5", "takes None or a number of bytes"]),
+        ({"in_flight_bytes": True}, ["in_flight_bytes=True", "takes None or a number of bytes"]),
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from rich.console import Console
+from rich.filesize import decimal
 
 import memo
-from offload import Placement, Tier
+from offload import Lane, Placement, Tier
 from tests.behaviour.common import TILE_TOKENS, TOKENS, batch, models, only_ids, wrapped_model
 from tests.families.harness import train_step
 
@@ -54,6 +55,40 @@ def test_bytes() -> None:
     assert report.moved_bytes[Tier.HOST] == skeletal_bytes + kind.stored_bytes[Tier.HOST]
     assert report.peak_bytes == {Tier.HOST: report.moved_bytes[Tier.HOST], Tier.DEVICE: 0}
     assert report.device_peak_bytes is None or report.device_peak_bytes >= 0
+
+
+@pytest.mark.parametrize("in_flight_bytes", [None, 0, 3000])
+def test_lanes(in_flight_bytes: int | None) -> None:
+    wrapped = wrapped_model(placement="host", skeletal="host", in_flight_bytes=in_flight_bytes)
+    train_step(wrapped, batch())
+    report = memo.report(wrapped)
+    written, landed = (report.lanes.get(lane) for lane in (Lane.D2H, Lane.H2D))
+    assert written is not None
+    assert written.moved_bytes >= report.moved_bytes[Tier.HOST]  # and what aligns it
+    landed_bytes = 0 if landed is None else landed.moved_bytes
+    assert landed_bytes + report.forwarded_bytes == written.moved_bytes
+    assert (landed is None) == (in_flight_bytes is None)  # two layers fit into the default
+    assert in_flight_bytes is None or report.in_flight_peak_bytes <= in_flight_bytes
+    shown = str(report)
+    assert f"d2h: {decimal(written.moved_bytes)} in {written.copies} copies" in shown
+    assert "compute waited for it" in shown
+
+
+def test_without_transfers_no_lane_is_shown() -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, batch())
+    report = memo.report(wrapped)
+    assert report.lanes == {}
+    assert "d2h:" not in str(report)
+
+
+def test_attention_kernels_are_named() -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, batch())
+    ((shape, kernel),) = memo.report(wrapped).attention.items()
+    assert kernel == "sdpa"
+    assert shape.startswith("causal, float32, ")
+    assert f"attention: {kernel} for {shape}" in " ".join(str(memo.report(wrapped)).split())
 
 
 def test_recompute_moves_and_stores_nothing_but_x_and_o() -> None:
