@@ -2,16 +2,18 @@
 #
 #   make demo    fine-tune a pretrained model on long text three ways, and compare  (under 5 minutes)
 #   make test    lint, types, tests                                                 (under 10 minutes)
+#   make gpu     tests, speed and reach on a GPU; a small run without one           (under 10 minutes)
 
 PYTHON   ?= python3
 VENV     ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
+GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test gpu lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/memo demo $(DEMO_ARGS)
@@ -20,7 +22,15 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
+
+# A machine with a GPU has a torch that suits it: that Python is used as it is, with nothing
+# installed. Elsewhere the environment of the other targets runs the small version on the CPU.
+gpu:
+	@if $(PYTHON) -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; \
+	then PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(GPU_ARGS); \
+	else $(MAKE) --no-print-directory $(VENV)/.installed && \
+	PYTHONPATH=. $(BIN)/python -m benchmarks.gpu $(GPU_ARGS); fi
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

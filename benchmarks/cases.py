@@ -2,7 +2,8 @@
 
 A case is what a user would add to a plain training loop; the model and the step are the same for
 all. Names of wrapped cases spell the arguments of `memo.wrap`: `memo:PLACEMENT[/SKELETAL]`, for
-instance `memo:recompute`, `memo:host=0.25,recompute=0.75` or `memo:recompute/host`.
+instance `memo:recompute`, `memo:host=0.25,recompute=0.75` or `memo:recompute/host`. What the peers
+that offload are made of stands in `peers`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks import peers
+
 PLAIN = "plain"
+CHECKPOINTING = "checkpointing"
+OFFLOAD = "offload"
+ALST = "alst"
+PEERS = (PLAIN, CHECKPOINTING, "save_on_cpu", OFFLOAD, ALST)
 DEFAULT_CASES = (
     PLAIN,
-    "checkpointing",
+    CHECKPOINTING,
     "save_on_cpu",
     "memo:recompute",
     "memo:keep",
@@ -33,23 +40,32 @@ StepContext = Callable[[], AbstractContextManager[Any]]
 
 def prepare(case: str, model: PreTrainedModel, tile_tokens: int | None) -> StepContext:
     """Set `model` up for `case`, in place; returns the context that each step runs in."""
-    if case == "checkpointing":
+    if case == CHECKPOINTING:
         _enable_checkpointing(model)
     elif case == "save_on_cpu":
         return lambda: torch.autograd.graph.save_on_cpu(pin_memory=False)
-    elif case.startswith("memo:"):
+    elif case in (OFFLOAD, ALST):
+        peers.offload_layer_inputs(model)
+        if case == ALST:
+            peers.tile_mlps(model)
+            peers.tile_loss(model)
+    elif is_memo(case):
         _wrap(case, model, tile_tokens)
     return nullcontext
 
 
+def is_memo(case: str) -> bool:
+    """Whether the model of this case is wrapped."""
+    return case.startswith("memo:")
+
+
 def check(case: str) -> None:
     """Raises ValueError, saying what a case may be, if `case` is none."""
-    if case in (PLAIN, "checkpointing", "save_on_cpu"):
+    if case in PEERS:
         return
-    if not case.startswith("memo:"):
+    if not is_memo(case):
         raise ValueError(
-            f"case: got {case!r}, takes plain, checkpointing, save_on_cpu or "
-            "memo:PLACEMENT[/SKELETAL]"
+            f"case: got {case!r}, takes {', '.join(PEERS)} or memo:PLACEMENT[/SKELETAL]"
         )
     placement_and_skeletal(case)
 

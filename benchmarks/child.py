@@ -6,9 +6,8 @@ step slower by its page faults, so times are taken without it; profiles disturb 
 The activation peak is the highest resident memory during one full forward and backward, minus
 the resident memory before it, when weights and gradient buffers are already allocated and a
 short step has loaded the code. Whatever a case allocates for the long step, buffers that it would
-keep for later steps too, counts. On CUDA: the same, of the allocator's live bytes.
-
-The step is forward and backward of one sequence of random tokens: no optimizer.
+keep for later steps too, counts. On CUDA: the same, of the allocator's live bytes. (There, looking
+at peaks disturbs nothing, so that timed steps have them too.)
 """
 
 from __future__ import annotations
@@ -17,96 +16,58 @@ import json
 import resource
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.utils import logging
 
-from benchmarks.cases import prepare
-from benchmarks.contracts import Job, Outcome, Phase, Sample, Shape
+import memo
+from benchmarks import accounting, card, flops
+from benchmarks.cases import is_memo
+from benchmarks.contracts import Job, Outcome, Phase, Sample
+from benchmarks.cut import attention_cut
 from benchmarks.profiling import profile_step
+from benchmarks.step import SHORT_TOKENS, Step
 from memo.measure import KIB, PeakMemory, exact_malloc, is_out_of_memory, limit_memory
-
-SHORT_TOKENS = 1024
-SEED = 0
-
-
-class Step:
-    """A model prepared for a case, and one training step of it at any length."""
-
-    def __init__(self, job: Job) -> None:
-        torch.manual_seed(SEED)
-        self.shape = job.shape
-        self.device = torch.device(job.device)
-        self.model = build(job.shape, max(job.tokens, SHORT_TOKENS))
-        torch.nn.Module.to(self.model, self.device)
-        self.model.train()
-        self.context = prepare(job.case, self.model, job.tile_tokens)
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-
-    def run(self, tokens: int) -> float:
-        """Forward and backward of `[1, tokens]`; adds to the gradients and returns the loss."""
-        ids = self._ids(tokens)
-        with self.context():
-            if self.shape.head:
-                loss = self.model(input_ids=ids, labels=ids).loss
-            else:
-                loss = self.model(input_ids=ids).last_hidden_state.square().mean()
-            loss.backward()
-        return float(loss.detach())
-
-    def timed(self, tokens: int) -> tuple[float, float]:
-        """Zero the gradients, then run one step; returns its seconds and its loss."""
-        self.zero_grad()
-        self._synchronize()
-        started_s = time.perf_counter()
-        loss = self.run(tokens)
-        self._synchronize()
-        return time.perf_counter() - started_s, loss
-
-    def zero_grad(self) -> None:
-        self.model.zero_grad(set_to_none=False)
-
-    def _ids(self, tokens: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(SEED)
-        ids = torch.randint(0, self.shape.vocab, (1, tokens), generator=generator)
-        return ids.to(self.device)
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def build(shape: Shape, max_tokens: int) -> PreTrainedModel:
-    """A Llama of `shape` with random weights and positions for `max_tokens`."""
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=max_tokens,
-        use_cache=False,
-    )
-    auto: Any = AutoModelForCausalLM if shape.head else AutoModel  # its methods have no types
-    model = auto.from_config(config, dtype=getattr(torch, shape.dtype), attn_implementation="sdpa")
-    return cast(PreTrainedModel, model)
+from offload import Tier
 
 
 def measure_time(job: Job) -> Sample:
     step = Step(job)
     step.timed(job.tokens)  # fills malloc's heap and the kernel caches
+    _forget(step, job)
     cpu_before_s = time.process_time()
     timed = [step.timed(job.tokens) for _ in range(job.steps)]
     cpu_s = time.process_time() - cpu_before_s
     step_s = [seconds for seconds, _ in timed]
-    cores_used = cpu_s / sum(step_s)
-    return replace(_done(job), step_s=step_s, cores_used=cores_used, loss=timed[-1][1])
+    return replace(
+        _done(job),
+        step_s=step_s,
+        cores_used=cpu_s / sum(step_s),
+        loss=timed[-1][1],
+        step_flops=flops.step_flops(job.shape, job.tokens),
+        **_held(step, job, steps=job.steps),
+    )
+
+
+def _forget(step: Step, job: Job) -> None:
+    """Let counts and peaks start here."""
+    card.reset_peaks(step.device)
+    if is_memo(job.case):
+        memo.report(step.model, reset=True)
+
+
+def _held(step: Step, job: Job, steps: int) -> dict[str, Any]:
+    """The fields of a sample that say what memory and lanes did since `_forget`."""
+    found: dict[str, Any] = dict(card.peaks(step.device))
+    if is_memo(job.case):
+        report = memo.report(step.model)
+        found["host_bytes"] = report.peak_bytes[Tier.HOST]
+        found["exposed_s"] = sum(lane.exposed_s for lane in report.lanes.values()) / steps
+    return found
 
 
 def measure_peak(job: Job) -> Sample:
@@ -133,12 +94,36 @@ def measure_profile(job: Job) -> Sample:
 
 
 def measure_fit(job: Job) -> Sample:
-    """One step within `limit_bytes`, model and all; the kernel refuses what passes it."""
-    assert job.limit_bytes is not None
-    exact_malloc()
-    with limit_memory(job.limit_bytes):
-        seconds, loss = Step(job).timed(job.tokens)
-    return replace(_done(job), step_s=[seconds], loss=loss)
+    """One step within `limit_bytes` or the card's memory, model and all; what passes it is
+    refused.
+    """
+    if job.device == "cpu":
+        exact_malloc()
+    with _limit(job), attention_cut(job.attention_tokens):
+        step = Step(job)
+        accounts = job.account_layers > 0
+        layer_bytes = accounting.held_by_layer(step, job) if accounts else 0
+        with accounting.held(step, job, layer_bytes):
+            _forget(step, job)
+            seconds, loss = step.timed(job.tokens)
+        found = _held(step, job, steps=1)
+    return replace(
+        _done(job),
+        step_s=[seconds],
+        loss=loss,
+        layer_bytes=layer_bytes,
+        layer_host_bytes=found.get("host_bytes", 0) // job.shape.layers,
+        **found,
+    )
+
+
+def _limit(job: Job) -> AbstractContextManager[object]:
+    """The kernel's; a card refuses what it doesn't have by itself."""
+    return nullcontext() if job.limit_bytes is None else limit_memory(job.limit_bytes)
+
+
+def measure_rate(job: Job) -> Sample:
+    return replace(_done(job), matmul_flops_per_s=card.matmul_flops_per_s(torch.device(job.device)))
 
 
 MEASURE = {
@@ -146,6 +131,7 @@ MEASURE = {
     Phase.PEAK: measure_peak,
     Phase.PROFILE: measure_profile,
     Phase.FIT: measure_fit,
+    Phase.RATE: measure_rate,
 }
 
 
@@ -156,8 +142,15 @@ def _done(job: Job) -> Sample:
         tokens=job.tokens,
         phase=job.phase,
         outcome=Outcome.OK,
+        layers=job.shape.layers,
         process_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB,
     )
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether memory was refused, pinned memory included, which CUDA and memo tell in words."""
+    words = ("out of memory", "could not pin")
+    return is_out_of_memory(error) or any(text in str(error) for text in words)
 
 
 def _out_of_memory(job: Job, error: BaseException) -> Sample:
@@ -170,10 +163,11 @@ def main(job_path: Path, sample_path: Path) -> None:
     job = Job.from_json(json.loads(job_path.read_text()))
     if job.threads is not None:
         torch.set_num_threads(job.threads)
+    card.prepare(torch.device(job.device))
     try:
         sample = MEASURE[job.phase](job)
     except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
+        if not _is_refused(error):
             raise
         sample = _out_of_memory(job, error)
     sample_path.write_text(json.dumps(sample.to_json()))

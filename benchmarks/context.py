@@ -54,14 +54,16 @@ class _Formatter(ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)  # type: ignore[arg-type]  # argparse's own action
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An option that is a number above 0."""
     value = int(text)
     if value < 1:
         raise ArgumentTypeError(f"got {value}, takes a whole number above 0")
     return value
 
 
-def _case(text: str) -> str:
+def case_name(text: str) -> str:
+    """An option that names a case."""
     try:
         cases.check(text)
     except ValueError as error:
@@ -74,13 +76,13 @@ def parser() -> ArgumentParser:
     summary = (__doc__ or "").splitlines()[0]
     found = ArgumentParser("benchmarks.context", description=summary, formatter_class=_Formatter)
     found.add_argument("--preset", choices=PRESETS, default="base")
-    found.add_argument("--tokens", type=_count, nargs="+", help="lengths (default: the preset's)")
+    found.add_argument("--tokens", type=count, nargs="+", help="lengths (default: the preset's)")
     found.add_argument(
         "--cases",
-        type=_case,
+        type=case_name,
         nargs="+",
         default=list(cases.DEFAULT_CASES),
-        help="plain, checkpointing, save_on_cpu, or memo:PLACEMENT[/SKELETAL], see cases.py",
+        help=f"{', '.join(cases.PEERS)}, or memo:PLACEMENT[/SKELETAL], see cases.py",
     )
     found.add_argument("--json", type=Path, help="write everything here, after each measurement")
     found.add_argument("--plot", type=Path, help="draw the comparison here (png, svg, pdf)")
@@ -93,21 +95,21 @@ def parser() -> ArgumentParser:
 def _add_modes(found: ArgumentParser) -> None:
     modes = found.add_argument_group("instead of the comparison")
     modes.add_argument(
-        "--limit-bytes", type=_count, help="find the longest sequence within this limit"
+        "--limit-bytes", type=count, help="find the longest sequence within this limit"
     )
-    modes.add_argument("--limit-step-tokens", type=_count, default=512, help="how finely to search")
-    modes.add_argument("--limit-max-tokens", type=_count, default=131_072, help="where to stop")
+    modes.add_argument("--limit-step-tokens", type=count, default=512, help="how finely to search")
+    modes.add_argument("--limit-max-tokens", type=count, default=131_072, help="where to stop")
     modes.add_argument("--profile", action="store_true", help="show where time and memory go")
 
 
 def _add_model(found: ArgumentParser) -> None:
     model = found.add_argument_group("model")
-    model.add_argument("--layers", type=_count, help="decoder layers (default: the preset's)")
-    model.add_argument("--hidden", type=_count, default=576)
-    model.add_argument("--intermediate", type=_count, default=1536)
-    model.add_argument("--heads", type=_count, default=9)
-    model.add_argument("--kv-heads", type=_count, default=3)
-    model.add_argument("--vocab", type=_count, default=8192)
+    model.add_argument("--layers", type=count, help="decoder layers (default: the preset's)")
+    model.add_argument("--hidden", type=count, default=576)
+    model.add_argument("--intermediate", type=count, default=1536)
+    model.add_argument("--heads", type=count, default=9)
+    model.add_argument("--kv-heads", type=count, default=3)
+    model.add_argument("--vocab", type=count, default=8192)
     model.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     loss = model.add_mutually_exclusive_group()
     loss.add_argument("--head", action="store_true", help="with the head, labels and the loss")
@@ -119,11 +121,11 @@ def _add_model(found: ArgumentParser) -> None:
 def _add_method(found: ArgumentParser) -> None:
     method = found.add_argument_group("method")
     method.add_argument("--phases", nargs="+", choices=COMPARED, help="default: both")
-    method.add_argument("--repeats", type=_count, default=3, help="timed processes per case")
-    method.add_argument("--steps", type=_count, default=1, help="timed steps per process")
-    method.add_argument("--tile-tokens", type=_count, help="for memo (default: it chooses)")
+    method.add_argument("--repeats", type=count, default=3, help="timed processes per case")
+    method.add_argument("--steps", type=count, default=1, help="timed steps per process")
+    method.add_argument("--tile-tokens", type=count, help="for memo (default: it chooses)")
     method.add_argument("--device", default="cpu")
-    method.add_argument("--threads", type=_count, help="torch's threads (default: torch's choice)")
+    method.add_argument("--threads", type=count, help="torch's threads (default: torch's choice)")
     method.add_argument("--timeout-s", type=float, default=3600.0, help="per process")
 
 

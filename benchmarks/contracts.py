@@ -19,14 +19,18 @@ class Phase(StrEnum):
     PEAK = "peak"
     PROFILE = "profile"
     FIT = "fit"
+    RATE = "rate"
 
 
 class Outcome(StrEnum):
-    """How a job ended: as asked, refused memory, or with an error that is no lack of memory."""
+    """How a job ended: as asked, refused memory, with an error that is no lack of memory, or not
+    begun, for what it would have taken.
+    """
 
     OK = "ok"
     DOES_NOT_FIT = "does not fit"
     FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +49,11 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One measurement of one case at one length; `tile_tokens` None leaves it to `memo.wrap`."""
+    """One measurement of one case at one length; `tile_tokens` None leaves it to `memo.wrap`.
+
+    Of a `FIT`: `account_layers` is the number of layers, beyond the shape's own, whose memory is
+    accounted for, and attention is cut to `attention_tokens`; see `accounting` and `cut`.
+    """
 
     shape: Shape
     case: str
@@ -56,6 +64,8 @@ class Job:
     device: str = "cpu"
     threads: int | None = None
     limit_bytes: int | None = None
+    account_layers: int = 0
+    attention_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +110,12 @@ class Sample:
 
     `cores_used` is CPU seconds by seconds of the timed steps: below the number of threads, the
     process had to share the machine, and its times are worth less.
+
+    Beside an accelerator: `allocated_bytes` and `reserved_bytes` are the peaks of torch's allocator
+    on the device (`capacity_bytes` is what the card has), `host_bytes` what is held on the host at
+    the peak, `exposed_s` how long a step's compute waited for transfers. `step_flops` are a step's
+    model FLOPs (`flops`), `wall_s` the process's whole life. `layer_bytes` and `layer_host_bytes`
+    are what one layer holds between forward and backward, on the device and on the host.
     """
 
     case: str
@@ -115,6 +131,17 @@ class Sample:
     loss: float | None = None
     profile: Profile | None = None
     message: str = ""
+    layers: int | None = None
+    step_flops: float | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    capacity_bytes: int | None = None
+    host_bytes: int | None = None
+    exposed_s: float | None = None
+    layer_bytes: int | None = None
+    layer_host_bytes: int | None = None
+    matmul_flops_per_s: float | None = None
+    wall_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +44,19 @@ def run(job: Job, timeout_s: float) -> Sample:
     with tempfile.TemporaryDirectory() as folder:
         job_path, sample_path = Path(folder, "job.json"), Path(folder, "sample.json")
         job_path.write_text(json.dumps(job.to_json()))
+        started_s = time.perf_counter()
         command = [sys.executable, "-m", "benchmarks.child", str(job_path), str(sample_path)]
         try:
             ended = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
-            return _ended(job, Outcome.FAILED, f"no result after {timeout_s:.0f} s")
+            return ended_as(job, Outcome.FAILED, f"no result after {timeout_s:.0f} s")
+        wall_s = time.perf_counter() - started_s
         if sample_path.exists():
-            return Sample.from_json(json.loads(sample_path.read_text()))
-        return _died(job, ended)
+            sample = Sample.from_json(json.loads(sample_path.read_text()))
+            return replace(sample, wall_s=wall_s)
+        return replace(_died(job, ended), wall_s=wall_s)
 
 
 def _died(job: Job, ended: subprocess.CompletedProcess[str]) -> Sample:
@@ -60,11 +64,17 @@ def _died(job: Job, ended: subprocess.CompletedProcess[str]) -> Sample:
     by_signal = ended.returncode < 0
     # Within a limit, libraries that can't handle a refused block abort.
     if ended.returncode == KILLED or (by_signal and job.limit_bytes is not None):
-        return _ended(job, Outcome.DOES_NOT_FIT, f"ended by signal {-ended.returncode}: {tail}")
-    return _ended(job, Outcome.FAILED, tail or f"exit status {ended.returncode}")
+        return ended_as(job, Outcome.DOES_NOT_FIT, f"ended by signal {-ended.returncode}: {tail}")
+    return ended_as(job, Outcome.FAILED, tail or f"exit status {ended.returncode}")
 
 
-def _ended(job: Job, outcome: Outcome, message: str) -> Sample:
+def ended_as(job: Job, outcome: Outcome, message: str) -> Sample:
+    """A sample of a job that gave none."""
     return Sample(
-        case=job.case, tokens=job.tokens, phase=job.phase, outcome=outcome, message=message
+        case=job.case,
+        tokens=job.tokens,
+        phase=job.phase,
+        outcome=outcome,
+        layers=job.shape.layers,
+        message=message,
     )

@@ -82,6 +82,7 @@ class HostTier:
         if parcel.state is State.WRITING:
             self.meter.forwarded_bytes += parcel.size_bytes
             tensors = parcel.sources
+            self._share(parcel, tensors)
         else:
             if parcel.state is State.STORED:
                 self._land(parcel)
@@ -168,11 +169,15 @@ class HostTier:
         if parcel in self._flying:
             self._flying.remove(parcel)
         landing, parcel.landing, parcel.state = parcel.landing, None, State.STORED
-        compute = self.streams.current()
-        self._let_compute_wait(compute, Lane.H2D, parcel.landed)
-        if compute != parcel.home:
-            self.streams.share(landing)
+        self._let_compute_wait(self.streams.current(), Lane.H2D, parcel.landed)
+        self._share(parcel, (landing,))
         return landing
+
+    def _share(self, parcel: Parcel, tensors: Sequence[Tensor]) -> None:
+        """Memory that was allocated for another stream is not to be used again there too early."""
+        if self.streams.current() != parcel.home:
+            for tensor in tensors:
+                self.streams.share(tensor)
 
     def _prefetch(self, after: Parcel) -> None:
         """Begin to bring back what backward needs next, as far as the budget goes."""
@@ -219,17 +224,22 @@ class HostTier:
         meter.in_flight_peak_bytes = max(meter.in_flight_peak_bytes, self._flying_bytes)
 
     def _free(self, parcel: Parcel) -> None:
-        if parcel.state is State.WRITING:
-            self._retire(parcel)
-        elif parcel.state is State.LANDING:
-            self._take_landing(parcel)
-        parcel.state = State.GONE
+        try:
+            if parcel.state is State.WRITING:
+                self._retire(parcel)
+            elif parcel.state is State.LANDING:
+                self._take_landing(parcel)
+        finally:  # a copy that failed is told, and its memory is free all the same
+            parcel.state, parcel.sources = State.GONE, ()
+            self._leave_group(parcel)
+            users = (parcel.written, parcel.landed)
+            self.pool.give_back(parcel.extent, [user for user in users if user is not None])
+
+    def _leave_group(self, parcel: Parcel) -> None:
         group = self._groups[parcel.group]
         group.remove(parcel)
         if not group:
             del self._groups[parcel.group]
-        users = (parcel.written, parcel.landed)
-        self.pool.give_back(parcel.extent, [user for user in users if user is not None])
 
     # ---- waiting, and who waits ----
 

@@ -11,6 +11,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|end|>"
 
+TABLE = "table"
+"""The property of a test under which it leaves a table to be shown."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the tables that tests leave, also when they ran in another process."""
+    for report in (r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)):
+        for name, value in report.user_properties:
+            if name == TABLE:
+                terminalreporter.write_line(str(value))
+
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with a token for each byte, and one for the end of a text."""

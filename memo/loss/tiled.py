@@ -138,7 +138,10 @@ def _tiles(spec: LossSpec, hidden: Tensor) -> Iterator[slice]:
 def _divisor(spec: LossSpec, labels: Tensor) -> Tensor:
     if spec.divisor is None:
         return (labels != spec.ignore_index).sum().float()
-    return torch.as_tensor(spec.divisor, dtype=torch.float32, device=labels.device)
+    if isinstance(spec.divisor, Tensor):
+        return spec.divisor.to(labels.device, torch.float32, non_blocking=True)
+    # Filled on the device: a number that is copied there would make the host wait.
+    return torch.full((), spec.divisor, dtype=torch.float32, device=labels.device)
 
 
 def _cross_entropy_sum(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

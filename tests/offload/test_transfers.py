@@ -185,6 +185,9 @@ def test_a_failed_copy_is_an_error_and_the_next_step_works(lane: str) -> None:
     tier = HostTier(broken, HostPool(broken.host_memory), in_flight_bytes=0)
     with pytest.raises(TransferError):
         tier.load(tier.save([_numbers(0)]))
+    tier.drop(next(iter(tier._groups.values()))[0])
+    tier.sweep()
+    assert (tier._groups, tier.pool.free_bytes) == ({}, tier.pool.size_bytes)
     tier.streams = ThreadStreams()
     assert torch.equal(tier.load(tier.save([_numbers(7)]))[0], _numbers(7))
 
@@ -198,3 +201,15 @@ def test_compute_that_waits_is_counted() -> None:
     assert all(counts[lane].copies == 1 for lane in Lane)
     assert all(counts[lane].busy_s > 0 for lane in Lane)
     assert all(counts[lane].exposed_s > 0 for lane in Lane)
+
+
+def test_a_forwarded_parcel_whose_copy_fails_is_told_and_freed() -> None:
+    broken = _Broken("d2h")
+    tier = HostTier(broken, HostPool(broken.host_memory))
+    parcel = tier.save([_numbers(0)])
+    assert torch.equal(tier.load(parcel)[0], _numbers(0))
+    tier.drop(parcel)
+    with pytest.raises(TransferError):
+        tier.sweep()
+    assert (tier._groups, len(tier._flying)) == ({}, 0)
+    assert tier.pool.free_bytes == tier.pool.size_bytes

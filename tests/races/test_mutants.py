@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from offload import TransferError
+from tests.conftest import TABLE
 from tests.races.double import DoubleStreams
 from tests.races.harness import Grads, Schedule, has_nan, kept_gradients, run, same
 from tests.races.mutants import MUTANTS, Mutant
@@ -60,10 +62,9 @@ def _caught(mutant: Mutant | None) -> Catch:
     return catch
 
 
-def test_every_planted_race_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_planted_race_is_caught(record_property: Callable[[str, str], None]) -> None:
     catches = [(mutant, _caught(mutant)) for mutant in MUTANTS]
-    with capsys.disabled():
-        Console(width=160).print(_table(catches))
+    record_property(TABLE, _shown(_table(catches)))
     assert [mutant.number for mutant, catch in catches if not catch.any] == []
 
 
@@ -84,6 +85,13 @@ def test_an_error_of_a_copy_reaches_whoever_needs_what_it_should_have_brought() 
             assert all(same(grads, expected) for grads in outcome.grads)
     assert len(errors) > len(SEEDS) // 2
     assert all(isinstance(error.__cause__, OSError) for error in errors)
+
+
+def _shown(table: Table) -> str:
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def _table(catches: list[tuple[Mutant, Catch]]) -> Table:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 
 from offload import Lane
+from offload.transfers import HostTier
+from tests.races.compute import Compute
 from tests.races.double import DoubleStreams
-from tests.races.harness import Schedule, has_nan, kept_gradients, run, same
+from tests.races.harness import Schedule, has_nan, host_tier, kept_gradients, run, same
 
 SCHEDULES, CHUNK = 1000, 50
 
@@ -40,3 +43,29 @@ def test_the_engine_never_makes_the_host_wait() -> None:
         double = DoubleStreams(seed)
         run(Schedule(seed), double)
         assert double.host_syncs == 0, f"schedule {seed}"
+
+
+def _lend_to_another_stream(seed: int) -> DoubleStreams:
+    """Fetched ahead on one stream, used on another, and freed."""
+    double = DoubleStreams(seed)
+    tier = host_tier(double, in_flight_bytes=0)
+    with Compute(double):
+        later, first = (tier.save([torch.full((900,), value)]) for value in (1.0, 2.0))
+    tier.close_group()
+    tier.in_flight_bytes = 1 << 20
+    tier.load(later)  # and the other one is fetched
+    with double.user_stream(is_joined=False), Compute(double):
+        (got,) = tier.load(first)
+        assert float(got.sum()) == 1800.0
+        del got
+    tier.sweep()
+    return double
+
+
+def test_memory_that_another_stream_uses_is_not_used_again_too_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed in range(20):
+        assert _lend_to_another_stream(seed).violations == []
+    monkeypatch.setattr(HostTier, "_share", lambda *_: None)
+    assert any(_lend_to_another_stream(seed).violations for seed in range(20))
