@@ -140,7 +140,7 @@ def demo(
         typer.Option(help="A text or .jsonl file, or a folder; Python's own library if not given."),
     ] = None,
     glob: GlobOption = "*",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")] = 4096,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")] = 2048,
     steps: Annotated[
         int, typer.Option(min=4, help="Steps that each of the three trains; timed from the 4th on.")
     ] = 5,

@@ -60,7 +60,7 @@ class DemoSettings:
     model: str = PACKAGED_MODEL
     data: Path | None = None
     glob: str = "*"
-    tokens: int = 4096
+    tokens: int = 2048
     steps: int = 5
     lr: float = 1e-4
     max_grad_norm: float = 1.0
