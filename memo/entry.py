@@ -23,6 +23,9 @@ from memo.runtime import Runtime
 from memo.warning import warn_once
 from offload import MemoError
 
+_CACHES = ("past_key_values", "cache")
+"""What a cache is called: before transformers 5.24, and since."""
+
 
 class Entry:
     """Takes the place of `model.forward` (an instance attribute, so that other models of the
@@ -91,7 +94,7 @@ class Entry:
         """Training, and evaluation with labels; not generation, and nothing that works with a
         cache.
         """
-        if arguments.get("past_key_values") is not None:
+        if any(arguments.get(name) is not None for name in _CACHES):
             if torch.is_grad_enabled() and self.model.training:
                 warn_once(
                     self.runtime, "a call with past_key_values ran unwrapped: memo has no cache"

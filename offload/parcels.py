@@ -61,6 +61,7 @@ class Parcel:
     landing: Tensor | None = None
     landed: Event | None = None
     is_spoiled: bool = False
+    has_failed: bool = False
 
     def __post_init__(self) -> None:
         self.versions = tuple(source._version for source in self.sources)

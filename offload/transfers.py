@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from offload.contracts import INPLACE, Lane, MemoError, Turn
+from offload.contracts import INPLACE, Lane, MemoError, TransferError, Turn
 from offload.host_pool import Extent, HostPool, aligned
 from offload.meter import Meter, Span, Work
 from offload.parcels import Item, Parcel, State, bytes_of, dense, pack
@@ -64,7 +64,11 @@ class HostTier:
             self._make_room(aligned(size_bytes))
             parcel = self._write(turn, items, sources, self.pool.take(size_bytes))
         insort(self._groups.setdefault(parcel.group, []), parcel, key=lambda p: p.turn)
-        self._fly(parcel)
+        try:
+            self._fly(parcel)
+        except TransferError:
+            self._free(parcel)  # nobody else knows it
+            raise
         return parcel
 
     def load(self, parcel: Parcel) -> tuple[Tensor, ...]:
@@ -79,6 +83,8 @@ class HostTier:
         parcel.check_sources()
         if parcel.is_spoiled:
             raise MemoError(INPLACE)
+        if parcel.has_failed:
+            raise TransferError("a copy to the host failed before, and its tensors are gone")
         if parcel.state is State.WRITING:
             self.meter.forwarded_bytes += parcel.size_bytes
             tensors = parcel.sources
@@ -145,9 +151,10 @@ class HostTier:
     def _retire(self, parcel: Parcel) -> None:
         """WRITING to STORED: once compute waits for the copy, its memory may be used again."""
         self._flying.remove(parcel)
+        parcel.state, parcel.has_failed = State.STORED, True
         self._let_compute_wait(parcel.home, Lane.D2H, parcel.written)
         parcel.check_sources()
-        parcel.sources, parcel.state = (), State.STORED
+        parcel.sources, parcel.has_failed = (), False
 
     # ---- host to device ----
 

@@ -147,6 +147,7 @@ def test_jobs_and_samples_survive_json() -> None:
     assert Sample.from_json(json.loads(json.dumps(sample.to_json()))) == sample
 
 
+@pytest.mark.timeout(400)
 def test_a_small_run_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, picture = tmp_path / "out.json", tmp_path / "out.png"
     options = ["--tokens", "2048", "--cases", "plain", "checkpointing", "--repeats", "1"]

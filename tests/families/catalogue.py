@@ -269,8 +269,8 @@ _WHOLE = (
         sizes={**_GPT2, "rotary_dim": 4},
         # It calls the attention interface from transformers 5.24 on.
         modes=("tiled",) if hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS") else ("whole",),
-        reference="eager",
-        reference_reason="before transformers 5.24 the only one that GPT-J has",
+        reference="sdpa" if hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS") else "eager",
+        reference_reason="before transformers 5.24 the only attention that GPT-J has",
     ),
     Family(
         name="mamba",
