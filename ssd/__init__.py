@@ -1,6 +1,26 @@
-"""The disk as a tier: I/O engines, the spool, aligned buffers, faults, wear.
+"""The disk as a tier: extents of a spool on one or several disks, written and read behind the
+caller's back.
 
-Nothing is here yet, and no part of the project writes activations to a disk so far. The package is
-listed so that its name and its place are settled: it will know bytes, extents and files, and
-nothing of tensors, models or training; `offload` will be its only caller.
+Read `contracts.py` first, then `opening.py`, `spool.py` and `request_queue.py`; the engines are
+`uring.py` and `threads.py`. This package knows bytes, extents and files, and nothing of tensors,
+models or training. No part of the project calls it yet: `offload` will be its only caller.
 """
+
+from ssd.buffers import aligned_buffer
+from ssd.contracts import EngineKind, Extent, Operation, SpillError, SpillWarning, Verify
+from ssd.opening import open_spool
+from ssd.requests import Request
+from ssd.spool import Spool
+
+__all__ = [
+    "EngineKind",
+    "Extent",
+    "Operation",
+    "Request",
+    "SpillError",
+    "SpillWarning",
+    "Spool",
+    "Verify",
+    "aligned_buffer",
+    "open_spool",
+]

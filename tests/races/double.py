@@ -199,12 +199,12 @@ class DoubleStreams:
     # ---- within ----
 
     def _step(self) -> bool:
-        """Run one piece of a stream that can go on, if there is one."""
-        ready = [stream for stream in self._streams if stream.is_ready()]
-        if ready:
-            weights = [self._favour[stream.name] for stream in ready]
-            self._random.choices(ready, weights)[0].step()
-        return bool(ready)
+        """Let a stream run one piece of its work, if any has some."""
+        busy = [stream for stream in self._streams if not stream.is_idle]
+        if busy:
+            weights = [self._favour[stream.name] for stream in busy]
+            self._random.choices(busy, weights)[0].step()
+        return bool(busy)
 
     def _catch_up(self) -> None:
         # Compute runs at once: by now it must have waited for what it was told to wait for.

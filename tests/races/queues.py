@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 class Work(Protocol):
     """A piece of a queue."""
 
-    def is_ready(self) -> bool:
-        """Whether it can run before the work of other queues."""
-
-    def run(self, stream: DoubleStream) -> None: ...
+    def run(self, stream: DoubleStream) -> None:
+        """As the stream's first, with whatever it depends on in others."""
 
 
 class DoubleEvent:
@@ -55,9 +53,6 @@ class DoubleEvent:
         while self.passed_s is None:
             self.stream.step()
 
-    def is_ready(self) -> bool:
-        return True
-
     def run(self, stream: DoubleStream) -> None:
         self.passed_s = stream.streams.step_s()
         self.error, stream.error = stream.error, None
@@ -68,9 +63,6 @@ class Wait:
 
     def __init__(self, event: DoubleEvent) -> None:
         self.event = event
-
-    def is_ready(self) -> bool:
-        return self.event.passed_s is not None
 
     def run(self, stream: DoubleStream) -> None:
         self.event.force()
@@ -84,9 +76,6 @@ class Copy:
         self.target, self.source, self.number = target, source, number
         self._is_spoiled = False
         self._held: list[torch.UntypedStorage | None] = []
-
-    def is_ready(self) -> bool:
-        return True
 
     def spoil(self) -> None:
         """It raced: what it brings, or has brought, is NaN."""
@@ -163,8 +152,9 @@ class DoubleStream:
 
     # ---- the queue ----
 
-    def is_ready(self) -> bool:
-        return bool(self._queue) and self._queue[0].is_ready()
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue
 
     def step(self) -> None:
         self._queue.popleft().run(self)

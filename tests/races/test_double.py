@@ -62,16 +62,18 @@ def test_seeds_are_late_eager_and_between() -> None:
 
 def test_parts_of_one_slab_are_apart() -> None:
     double = DoubleStreams(0)
-    slab = double.host_memory(3 * SIZE_BYTES)
+    slab, size = double.host_memory(3 * SIZE_BYTES).zero_(), SIZE_BYTES
     source, landing = values(1), double.landing(SIZE_BYTES)
     for lane in (double.d2h, double.h2d):
         lane.wait(double.current().record())
-    double.d2h.copy(slab[:SIZE_BYTES], bytes_of(source))
-    double.h2d.copy(landing, slab[SIZE_BYTES : 2 * SIZE_BYTES])
+    double.h2d.copy(landing, slab[:size])
+    double.d2h.copy(slab[size : 2 * size], bytes_of(source))
     assert double.violations == []
-    double.h2d.copy(landing, slab[SIZE_BYTES - 1 : 2 * SIZE_BYTES - 1])
-    (violation,) = double.violations
-    assert violation == ("h2d reads [23, 47), which no event orders after: d2h writes [0, 24)")
+    double.h2d.copy(landing, slab[size - 1 : 2 * size - 1])
+    assert double.violations == [
+        "h2d reads [23, 47), which no event orders after: d2h writes [24, 48)"
+    ]
+    assert [is_nan(part) for part in slab.split(size)] == [False, True, False]
 
 
 def test_an_event_covers_what_compute_did_before_it_alone() -> None:

@@ -217,13 +217,34 @@ def test_another_streams_memory_is_shared_before_it_is_freed(is_shared: bool) ->
 def test_a_stream_that_does_not_run_protects_its_memory_once_told_to_wait() -> None:
     double = DoubleStreams(0, eagerness=0)
     host, source = double.host_memory(SIZE_BYTES), values(1)
+    end = StorageWeakRef(source.untyped_storage())
     written = _move(double.d2h, host, bytes_of(source))
     with double.user_stream():
         double.compute.wait(written)
         del source
         assert is_nan(host)
     assert _holds(host, 1)
+    assert end.expired()
     assert double.violations == []
+
+
+def test_and_it_protects_no_other_streams_memory() -> None:
+    double = DoubleStreams(0, eagerness=0)
+    host = double.host_memory(SIZE_BYTES)
+    with double.user_stream() as side:
+        double.compute.wait(_move(double.d2h, host, bytes_of(values(1))))
+        side.record()
+    assert double.violations == ["memory was freed while d2h reads [0, 24)"]
+    assert is_nan(host)
+
+
+def test_a_stream_that_begins_to_run_has_waited_for_what_it_was_told_to() -> None:
+    double = DoubleStreams(0, eagerness=0)
+    host, source = double.host_memory(SIZE_BYTES), values(1)
+    double.side.wait(_move(double.d2h, host, bytes_of(source)))
+    assert is_nan(host)
+    with double.user_stream(is_joined=False):
+        assert _holds(host, 1)
 
 
 def test_current_within_a_lane_is_the_lane_and_its_waiting_is_nobody_elses() -> None:
@@ -258,7 +279,7 @@ def test_an_operation_within_a_lane_is_the_lanes_work() -> None:
 
 def test_the_nth_copy_fails_and_whoever_waits_for_it_is_told() -> None:
     double = DoubleStreams(0, eagerness=0)
-    hosts = [double.host_memory(SIZE_BYTES) for _ in range(3)]
+    hosts = [double.host_memory(SIZE_BYTES).zero_() for _ in range(3)]
     source, fault = bytes_of(values(1)), OSError("planted")
     double.fail_copy(2, fault)
     events = [_move(double.d2h, host, source) for host in hosts]
@@ -299,6 +320,7 @@ def test_a_stop_of_the_host_orders_everything() -> None:
     double.synchronize()
     double.d2h.copy(host, bytes_of(source))
     double.synchronize()
+    assert _holds(host, 1)
     double.h2d.copy(bytes_of(source), host)
     double.synchronize()
     del host, source

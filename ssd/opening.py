@@ -1,0 +1,80 @@
+"""Opening a spool: files or devices, an engine that works on them, and the queue between.
+
+Scope: one function that puts the parts together, and lets all go when one can't be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ssd.checksums import Checksums
+from ssd.choice import choose_engine
+from ssd.contracts import EngineKind, SpoolFile, Verify
+from ssd.devices import open_device
+from ssd.files import close_file, open_file
+from ssd.request_queue import RequestQueue
+from ssd.spool import BLOCK_BYTES, Spool
+from ssd.stripes import shares
+
+
+def open_spool(
+    directories: Sequence[Path],
+    size_bytes: int,
+    *,
+    engine: EngineKind | str = EngineKind.AUTO,
+    verify: Verify | str = Verify.NONE,
+    raw: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+    max_requests: int = 64,
+    stall_s: float = 30.0,
+) -> Spool:
+    """A spool of `size_bytes` in all over `directories`, best each on a disk of its own. With `raw`
+    they are block devices, whose contents are lost. `stall_s`: the silence of a disk after which
+    whoever waits for it is told.
+
+    Raises:
+        SpillError: when a directory or its space, a device or an engine can't be had.
+        ValueError: when an argument is wrong by itself.
+    """
+    kind, verify = EngineKind(engine), Verify(verify)
+    with ExitStack() as stack:
+        files = _open_files(directories, _sizes(directories, size_bytes, block_bytes), raw, stack)
+        checksums = Checksums() if verify is Verify.CHECKSUM else None
+        queue = RequestQueue(
+            choose_engine(files, kind),
+            max_requests=max_requests,
+            stall_s=stall_s,
+            check=None if checksums is None else checksums.check,
+        )
+        stack.callback(queue.close)
+        spool = Spool(files, queue, checksums=checksums, block_bytes=block_bytes)
+        stack.pop_all()
+    return spool
+
+
+def _sizes(directories: Sequence[Path], size_bytes: int, block_bytes: int) -> list[int]:
+    if not directories:
+        raise ValueError("directories is empty: it takes one or more")
+    if block_bytes <= 0:
+        raise ValueError(f"block_bytes is {block_bytes}: it takes 1 or more")
+    sizes = shares(size_bytes, block_bytes=block_bytes, files=len(directories))
+    if min(sizes) <= 0:
+        least_bytes = block_bytes * (len(directories) - 1)
+        raise ValueError(
+            f"size_bytes is {size_bytes}: it takes more than {least_bytes} for {len(directories)} "
+            f"directories in blocks of {block_bytes}"
+        )
+    return sizes
+
+
+def _open_files(
+    directories: Sequence[Path], sizes: Sequence[int], raw: bool, stack: ExitStack
+) -> list[SpoolFile]:
+    open_one = open_device if raw else open_file
+    files: list[SpoolFile] = []
+    for directory, share_bytes in zip(directories, sizes, strict=True):
+        files.append(open_one(directory, share_bytes))
+        stack.callback(close_file, files[-1])
+    return files
