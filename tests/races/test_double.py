@@ -118,3 +118,14 @@ def test_a_source_changed_in_flight_spoils_its_copy(eagerness: float) -> None:
     assert double.violations == [
         "compute writes [0, 24), which no event orders after: d2h reads [0, 24)"
     ]
+
+
+def test_a_copy_that_raced_leaves_nan_over_what_was_copied_before_it() -> None:
+    double = DoubleStreams(0, eagerness=0)
+    host, first, second = double.host_memory(SIZE_BYTES), values(1), values(2)
+    double.d2h.wait(double.current().record())
+    double.d2h.copy(host, bytes_of(first))
+    double.compute_works(writes=[second])
+    double.d2h.copy(host, bytes_of(second))
+    double.current().wait(double.d2h.record())
+    assert is_nan(host)

@@ -232,7 +232,9 @@ def test_and_it_protects_no_other_streams_memory() -> None:
     double = DoubleStreams(0, eagerness=0)
     host = double.host_memory(SIZE_BYTES)
     with double.user_stream() as side:
-        double.compute.wait(_move(double.d2h, host, bytes_of(values(1))))
+        source = values(1)
+        double.compute.wait(_move(double.d2h, host, bytes_of(source)))
+        del source
         side.record()
     assert double.violations == ["memory was freed while d2h reads [0, 24)"]
     assert is_nan(host)
@@ -315,7 +317,7 @@ def test_stops_of_the_host_are_counted() -> None:
 
 
 def test_a_stop_of_the_host_orders_everything() -> None:
-    double = DoubleStreams(0)
+    double = DoubleStreams(0, eagerness=0)
     host, source = double.host_memory(SIZE_BYTES), values(1)
     double.synchronize()
     double.d2h.copy(host, bytes_of(source))
