@@ -2,14 +2,16 @@
 
 `wrap` a model, train it as before, read the `report`, `unwrap` it; `trace` draws a step's transfers
 beside its compute. Everything that memo refuses is a `MemoError` (bad argument values are
-`ValueError`), everything that it does in another way than asked a `MemoWarning`.
+`ValueError`), everything that it does in another way than asked a `MemoWarning` (or, on a disk, a
+`SpillWarning`).
 """
 
-from memo.report import KindReport, LaneReport, Report, report
+from memo.report import KindReport, LaneReport, Report, Wear, report
 from memo.trace import trace
 from memo.warning import MemoWarning
 from memo.wrap import unwrap, wrap
-from offload import MemoError, TransferError
+from offload import MemoError, SpillError, TransferError
+from ssd import SpillWarning
 
 __all__ = [
     "KindReport",
@@ -17,7 +19,10 @@ __all__ = [
     "MemoError",
     "MemoWarning",
     "Report",
+    "SpillError",
+    "SpillWarning",
     "TransferError",
+    "Wear",
     "report",
     "trace",
     "unwrap",

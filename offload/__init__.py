@@ -14,6 +14,7 @@ from offload.contracts import (
     MemoError,
     Placement,
     Policy,
+    SpillError,
     SplitLayer,
     Tier,
     Tile,
@@ -28,6 +29,7 @@ from offload.layer import run_tiled
 from offload.meter import LaneCount, Span
 from offload.recording import Recording
 from offload.replay import Replay
+from offload.spool_disk import open_disk
 from offload.store import TensorStore
 from offload.tiles import Joined, split_tokens, spread_placements
 from offload.tokenwise import run_tokenwise
@@ -49,6 +51,7 @@ __all__ = [
     "Recording",
     "Replay",
     "Span",
+    "SpillError",
     "SplitLayer",
     "TensorStore",
     "Tier",
@@ -58,6 +61,7 @@ __all__ = [
     "TransferError",
     "Turn",
     "inlet",
+    "open_disk",
     "run_backward",
     "run_tiled",
     "run_tokenwise",

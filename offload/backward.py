@@ -80,6 +80,7 @@ class TiledBackward:
             with graph.bound(sources):
                 graph.backward_outputs([grad.narrow(1, tile.start, tile.tokens) for grad in grads])
                 joined.write(tile, graph.release_call())
+            self.layer.store.sweep()
             reaches_core = reaches_core or graph.reaches_core
         return joined.value() if reaches_core else None
 
@@ -104,6 +105,7 @@ class TiledBackward:
             extras = extra_grads if tile.index == 0 else (None,) * len(extra_grads)
             with graph.bound({"x": x_tile}):
                 graph.backward_call([*heads, *extras])
+            self.layer.store.sweep()
 
     def _trace_pre(self, tile: Tile, x_tile: Tensor) -> TileGraph:
         with self.layer.replay.again(tile):

@@ -3,7 +3,6 @@ layer.
 
 Scope: plain data and protocols, no algorithm. `offload` knows torch and nothing of transformers:
 how a layer is cut at attention is somebody else's business, told through `SplitLayer` and `Core`.
-Later tiers join `Tier`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -30,6 +30,18 @@ class TransferError(MemoError):
     """
 
 
+class SpillError(TransferError):
+    """What a disk can't do as asked: the message names the directory, the operation, the errno
+    (None: not the system's) and what to do.
+    """
+
+    def __init__(self, message: str, *, directory: Path, operation: str, errno: int | None) -> None:
+        super().__init__(message)
+        self.directory = directory
+        self.operation = operation
+        self.errno = errno
+
+
 INPLACE = (
     "a tensor that backward needs was modified by an inplace operation after the layer's forward; "
     "modify a clone instead"
@@ -46,6 +58,7 @@ class Tier(StrEnum):
 
     DEVICE = "device"
     HOST = "host"
+    SSD = "ssd"
 
 
 class Lane(StrEnum):
@@ -53,6 +66,8 @@ class Lane(StrEnum):
 
     D2H = "d2h"
     H2D = "h2d"
+    SSD_WRITE = "ssd write"
+    SSD_READ = "ssd read"
 
 
 class Placement(StrEnum):
@@ -60,12 +75,17 @@ class Placement(StrEnum):
 
     KEEP = "keep"
     HOST = "host"
+    SSD = "ssd"
     RECOMPUTE = "recompute"
 
     @property
     def tier(self) -> Tier | None:
         """The tier that holds the tensors; None when nothing is held."""
-        return {Placement.KEEP: Tier.DEVICE, Placement.HOST: Tier.HOST}.get(self)
+        return {
+            Placement.KEEP: Tier.DEVICE,
+            Placement.HOST: Tier.HOST,
+            Placement.SSD: Tier.SSD,
+        }.get(self)
 
 
 class Turn(IntEnum):

@@ -25,12 +25,17 @@ _PORTABLE = 1
 
 @dataclass(frozen=True, slots=True)
 class CudaEvent:
-    """A recorded event; with times it costs a microsecond more, and shows what waited."""
+    """A recorded event; with times it costs a microsecond more, and shows what waited. Blocking:
+    who waits for it sleeps.
+    """
 
     event: torch.cuda.Event
 
     def is_done(self) -> bool:
         return bool(self.event.query())
+
+    def synchronize(self) -> None:
+        self.event.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
         return float(cast(CudaEvent, earlier).event.elapsed_time(self.event)) * _MILLISECOND_S
@@ -43,7 +48,7 @@ class CudaStream:
     stream: torch.cuda.Stream
 
     def record(self) -> CudaEvent:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
         event.record(self.stream)
         return CudaEvent(event)
 

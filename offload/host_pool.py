@@ -78,11 +78,34 @@ class Slab:
 
 
 class HostPool:
-    """Lends extents of slabs that `allocate` makes (uint8 [size_bytes])."""
+    """Lends extents of slabs that `allocate` makes (uint8 [size_bytes]). With a limit, it is one
+    slab of just that size, made at once.
+    """
 
-    def __init__(self, allocate: Callable[[int], Tensor]) -> None:
+    def __init__(
+        self,
+        allocate: Callable[[int], Tensor],
+        *,
+        limit_bytes: int | None = None,
+        alignment_bytes: int = ALIGNMENT_BYTES,
+    ) -> None:
         self._allocate = allocate
         self._slabs: list[Slab] = []
+        self._limit_bytes = limit_bytes
+        self.alignment_bytes = max(alignment_bytes, ALIGNMENT_BYTES)
+        self.slabs_made = 0
+        if limit_bytes is not None and limit_bytes >= self.alignment_bytes:
+            self._add_slab(limit_bytes // self.alignment_bytes * self.alignment_bytes)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether `take` may find no room."""
+        return self._limit_bytes is not None
+
+    @property
+    def memories(self) -> list[Tensor]:
+        """All slabs, as uint8 [bytes]."""
+        return [slab.memory for slab in self._slabs]
 
     @property
     def size_bytes(self) -> int:
@@ -98,18 +121,27 @@ class HostPool:
         the device when they are pinned.
         """
         missing_bytes = size_bytes - self.free_bytes
-        if missing_bytes > 0:
+        if missing_bytes > 0 and not self.is_limited:
             self._grow(missing_bytes)
 
-    def take(self, size_bytes: int) -> Extent:
-        """Lend `size_bytes`, of the smallest free extent that has them.
+    def size_of(self, size_bytes: int) -> int:
+        """What an extent for `size_bytes` takes."""
+        return aligned(max(size_bytes, 1), self.alignment_bytes)
+
+    def take(self, size_bytes: int) -> Extent | None:
+        """Lend `size_bytes`, of the smallest free extent that has them. None: the limit leaves no
+        room for them in one stretch.
 
         Raises:
             MemoryError: when the system refuses more memory.
         """
-        size_bytes = aligned(max(size_bytes, 1))
+        size_bytes = self.size_of(size_bytes)
         fitting = [e for slab in self._slabs for e in slab.free if e.size_bytes >= size_bytes]
-        extent = min(fitting, key=lambda e: e.size_bytes, default=None) or self._grow(size_bytes)
+        extent = min(fitting, key=lambda e: e.size_bytes, default=None)
+        if extent is None:
+            if self.is_limited:
+                return None
+            extent = self._grow(size_bytes)
         slab = extent.slab
         slab.free.remove(extent)
         if extent.size_bytes > size_bytes:
@@ -123,9 +155,13 @@ class HostPool:
 
     def _grow(self, size_bytes: int) -> Extent:
         self._release(size_bytes)
-        slab = Slab(self._allocate(aligned(size_bytes, LARGE_PAGE_BYTES)))
+        return self._add_slab(aligned(size_bytes, LARGE_PAGE_BYTES))
+
+    def _add_slab(self, size_bytes: int) -> Extent:
+        slab = Slab(self._allocate(size_bytes))
         slab.insert(Extent(slab, 0, slab.size_bytes))
         self._slabs.append(slab)
+        self.slabs_made += 1
         return slab.free[0]
 
     def _release(self, size_bytes: int) -> None:

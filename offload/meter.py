@@ -77,15 +77,20 @@ class _Pending:
 
 @dataclass(slots=True)
 class Meter:
-    """Counts by lane; `spans` are kept while there is an `origin`."""
+    """Counts by lane; `spans` are kept while there is an `origin`, which `time.perf_counter` showed
+    as `origin_s`. `spared_bytes` were dropped before they were written to a disk.
+    """
 
     counts: dict[Lane, LaneCount] = field(
         default_factory=lambda: {lane: LaneCount() for lane in Lane}
     )
     forwarded_bytes: int = 0
+    spared_bytes: int = 0
     in_flight_peak_bytes: int = 0
     spans: list[Span] = field(default_factory=list)
     origin: Event | None = None
+    origin_s: float = 0.0
+    _passed_s: dict[Lane, float] = field(default_factory=dict)
     _pending: deque[_Pending] = field(default_factory=deque)
 
     def measure(
@@ -97,6 +102,26 @@ class Meter:
     def mark(self, name: str, start: Event, stop: Event) -> None:
         """Show what compute did between two events."""
         self._pending.append(_Pending(None, name, start, stop, 0))
+
+    def transferred(self, lane: Lane, start_s: float, stop_s: float, size_bytes: int) -> None:
+        """A transfer with a disk, by `time.perf_counter`. Several run at a time: busy is a lane
+        while any does.
+        """
+        self.counts[lane].add(Work.COPY, 0.0, size_bytes)
+        begun_s = max(start_s, self._passed_s.get(lane, start_s))
+        self._passed_s[lane] = max(stop_s, begun_s)
+        self.counts[lane].busy_s += max(stop_s - begun_s, 0.0)
+        self._draw(lane, Work.COPY, start_s, stop_s, size_bytes)
+
+    def exposed(self, lane: Lane, start_s: float, stop_s: float) -> None:
+        """Compute's thread waited for a disk."""
+        self.counts[lane].add(Work.EXPOSED, stop_s - start_s, 0)
+        self._draw(lane, Work.EXPOSED, start_s, stop_s, 0)
+
+    def _draw(self, lane: Lane, name: str, start_s: float, stop_s: float, size_bytes: int) -> None:
+        if self.origin is not None and start_s >= self.origin_s:
+            origin_s = self.origin_s
+            self.spans.append(Span(lane, name, start_s - origin_s, stop_s - origin_s, size_bytes))
 
     def settle(self) -> None:
         """Count what is done, in the order in which it was begun."""
@@ -114,4 +139,4 @@ class Meter:
         """Start the counts anew; spans stay."""
         self.settle()
         self.counts = {lane: LaneCount() for lane in Lane}
-        self.forwarded_bytes = self.in_flight_peak_bytes = 0
+        self.forwarded_bytes = self.spared_bytes = self.in_flight_peak_bytes = 0

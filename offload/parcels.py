@@ -13,7 +13,8 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from offload.contracts import Turn, nbytes
+from offload.contracts import Tier, Turn, nbytes
+from offload.disk import DiskCopy, DiskTransfer
 from offload.host_pool import Extent, aligned
 from offload.streams import Event, Stream
 
@@ -35,7 +36,7 @@ class Item:
 
 
 class State(Enum):
-    """What becomes of a parcel; `transfers.py` tells."""
+    """What becomes of a parcel; `transfers.py` tells. STORED: not on the device."""
 
     WRITING = auto()
     STORED = auto()
@@ -46,16 +47,21 @@ class State(Enum):
 @dataclass(slots=True, eq=False)
 class Parcel:
     """Tensors that are moved together. `sources` are there while WRITING, `landing` while
-    LANDING.
+    LANDING; `extent`, `copy` and `fetch` are `host_space.py`'s: where the bytes are on the host,
+    their copy on the disk, and the read that brings them back to the extent.
     """
 
     group: int
     turn: Turn
+    tier: Tier
     items: list[Item]
-    extent: Extent
+    extent: Extent | None
     written: Event
     sources: tuple[Tensor, ...]
     home: Stream
+    size_bytes: int = 0
+    copy: DiskCopy | None = None
+    fetch: DiskTransfer | None = None
     versions: tuple[int, ...] = ()
     state: State = State.WRITING
     landing: Tensor | None = None
@@ -65,11 +71,19 @@ class Parcel:
 
     def __post_init__(self) -> None:
         self.versions = tuple(source._version for source in self.sources)
+        assert self.extent is not None
+        self.size_bytes = self.extent.size_bytes
 
     @property
-    def size_bytes(self) -> int:
-        """Bytes that it takes, on either side."""
-        return self.extent.size_bytes
+    def is_here(self) -> bool:
+        """Whether its bytes are on the host."""
+        return self.extent is not None and self.fetch is None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether its bytes on the host are on the disk, too."""
+        is_free = self.fetch is None or self.fetch.is_done()
+        return is_free and self.copy is not None and self.copy.is_whole
 
     def check_sources(self) -> None:
         """See whether they are as they were; a change in place may have come before the copy."""

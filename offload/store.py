@@ -10,71 +10,21 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from offload.contracts import INPLACE, MemoError, Tier, Turn, nbytes
+from offload.budget import Budget
+from offload.contracts import MemoError, Tier, Turn, nbytes
 from offload.cuda import CudaStreams
-from offload.host_pool import HostPool
+from offload.disk import Disk
+from offload.host_pool import ALIGNMENT_BYTES, HostPool
 from offload.meter import Span
 from offload.streams import Streams
 from offload.threads import ThreadStreams
+from offload.tiers import DeviceTier, TierCount, TierStore
 from offload.transfers import HostTier
-
-
-class TierStore(Protocol):
-    """One tier: what is saved there is loaded from there, any number of times, until it is
-    dropped.
-    """
-
-    def save(self, tensors: Sequence[Tensor], turn: Turn) -> Any:
-        """Return what stands for the tensors (of any shape, dtype and strides)."""
-
-    def load(self, held: Any) -> tuple[Tensor, ...]:
-        """Return the tensors on the device that they came from."""
-
-    def drop(self, held: Any) -> None:
-        """Forget them; called from finalizers."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    tensors: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-
-
-class DeviceTier:
-    """The device itself: references."""
-
-    def save(self, tensors: Sequence[Tensor], turn: Turn) -> _Kept:
-        return _Kept(tuple(tensors), tuple(tensor._version for tensor in tensors))
-
-    def load(self, held: _Kept) -> tuple[Tensor, ...]:
-        if tuple(tensor._version for tensor in held.tensors) != held.versions:
-            raise MemoError(INPLACE)
-        return held.tensors
-
-    def drop(self, held: _Kept) -> None:
-        """References end with their ticket."""
-
-
-@dataclass(slots=True)
-class TierCount:
-    """Bytes of one tier: held now, held at most, and moved there since the counts were reset."""
-
-    held_bytes: int = 0
-    peak_bytes: int = 0
-    moved_bytes: int = 0
-
-    def add(self, size_bytes: int) -> None:
-        self.held_bytes += size_bytes
-        self.moved_bytes += size_bytes
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-
-    def remove(self, size_bytes: int) -> None:
-        self.held_bytes -= size_bytes
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -105,12 +55,22 @@ class TensorStore:
 
     `counts` are kept per tier; on a machine whose device is the CPU, DEVICE and HOST are the same
     memory but are counted apart, as they would be beside a GPU. `in_flight_bytes` and
-    `expected_groups` (layers of the model) are the transfer engine's.
+    `expected_groups` (layers of the model) are the transfer engine's. `host_bytes` limits the
+    memory on the host, which is then divided among `devices` and allocated at once; `open_disk`
+    gives the SSD tier its disk.
+
+    Raises:
+        MemoryError: when the system refuses the memory.
+        MemoError: when memory cannot be pinned, or a disk not be had.
     """
 
     in_flight_bytes: int | None = None
     expected_groups: int = 1
     make_streams: Callable[[torch.device], Streams] = streams_of
+    host_bytes: int | None = None
+    devices: tuple[torch.device, ...] = ()
+    open_disk: Callable[[], Disk] | None = None
+    disk: Disk | None = field(init=False, default=None)
     counts: dict[Tier, TierCount] = field(
         init=False, default_factory=lambda: {tier: TierCount() for tier in Tier}
     )
@@ -118,9 +78,21 @@ class TensorStore:
     _is_traced: bool = field(init=False, default=False)
     _device: DeviceTier = field(init=False, default_factory=DeviceTier)
 
+    def __post_init__(self) -> None:
+        self.disk = None if self.open_disk is None else self.open_disk()
+        for device in self.devices if self.host_bytes is not None else ():
+            self._host(device)
+        self._fix()
+
     def __reduce__(self) -> tuple[type[TensorStore], tuple[Any, ...]]:
-        # A copy of a wrapped model has lanes of its own: threads and streams are not copied.
-        return TensorStore, (self.in_flight_bytes, self.expected_groups, self.make_streams)
+        # A copy of a wrapped model has lanes of its own: threads, streams and files are not copied.
+        options = (self.host_bytes, self.devices, self.open_disk)
+        return TensorStore, (
+            self.in_flight_bytes,
+            self.expected_groups,
+            self.make_streams,
+            *options,
+        )
 
     def put(self, tensors: Sequence[Tensor], tier: Tier, turn: Turn = Turn.LAYER) -> Ticket:
         """Store `tensors` (of one device; any shape, dtype and strides; detached) in `tier`,
@@ -129,7 +101,7 @@ class TensorStore:
         detached = [tensor.detach() for tensor in tensors]
         place = self._place(tier, detached[0].device)
         size_bytes = sum(map(nbytes, detached))
-        ticket = Ticket(place, place.save(detached, turn), size_bytes)
+        ticket = Ticket(place, place.save(detached, turn, tier), size_bytes)
         count = self.counts[tier]
         count.add(size_bytes)
         weakref.finalize(ticket, _forget, place, ticket.held, count, size_bytes).atexit = False
@@ -146,8 +118,11 @@ class TensorStore:
 
     def close_group(self) -> None:
         """What was put since the last call belongs to one layer call."""
+        slabs = sum(host.pool.slabs_made for host in self.hosts.values())
         for host in self.hosts.values():
             host.close_group()
+        if slabs != sum(host.pool.slabs_made for host in self.hosts.values()):
+            self._fix()
 
     def sweep(self) -> None:
         """Free what was dropped."""
@@ -193,6 +168,8 @@ class TensorStore:
         host.meter.mark(name, start, host.streams.current().record())
 
     def _place(self, tier: Tier, device: torch.device) -> TierStore:
+        if tier is Tier.SSD and self.disk is None:
+            raise MemoError("tensors were to go to the SSD tier of a store that has no disk")
         return self._device if tier is Tier.DEVICE else self._host(device)
 
     def _host(self, device: torch.device) -> HostTier:
@@ -200,13 +177,35 @@ class TensorStore:
             streams = self.make_streams(device)
             self.hosts[device] = HostTier(
                 streams,
-                HostPool(streams.host_memory),
-                in_flight_bytes=self.in_flight_bytes,
+                self._pool(streams, device),
+                budget=Budget(self.in_flight_bytes),
                 expected_groups=self.expected_groups,
+                disk=self.disk,
             )
             if self._is_traced:
                 self.hosts[device].start_trace()
         return self.hosts[device]
+
+    def _pool(self, streams: Streams, device: torch.device) -> HostPool:
+        alignment_bytes = ALIGNMENT_BYTES if self.disk is None else self.disk.alignment_bytes
+        if self.host_bytes is None:
+            return HostPool(streams.host_memory, alignment_bytes=alignment_bytes)
+        if device not in self.devices:
+            raise MemoError(
+                f"host_bytes was divided among {', '.join(map(str, self.devices))} when the model "
+                f"was wrapped, and now a layer runs on {device}: wrap the model where it is trained"
+            )
+        return HostPool(
+            streams.host_memory,
+            limit_bytes=self.host_bytes // len(self.devices),
+            alignment_bytes=alignment_bytes,
+        )
+
+    def _fix(self) -> None:
+        """Tell the disk the memory that is written and read."""
+        if self.disk is not None:
+            memories = [memory for host in self.hosts.values() for memory in host.pool.memories]
+            self.disk.fix(memories)
 
 
 def _forget(place: TierStore, held: Any, count: TierCount, size_bytes: int) -> None:

@@ -28,6 +28,13 @@ class Event(Protocol):
     def is_done(self) -> bool:
         """Whether the stream has passed the point; never blocks."""
 
+    def synchronize(self) -> None:
+        """The calling thread waits: for a disk's lanes, which compute's thread never is in.
+
+        Raises:
+            Exception: on a plain CPU, what the work before the event raised.
+        """
+
     def seconds_since(self, earlier: Event) -> float:
         """Between two points that are done, of any two streams of one device."""
 

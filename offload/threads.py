@@ -31,6 +31,9 @@ class ThreadEvent:
     def is_done(self) -> bool:
         return self.passed_s.done()
 
+    def synchronize(self) -> None:
+        self.passed_s.result()
+
     def seconds_since(self, earlier: Event) -> float:
         start = cast(ThreadEvent, earlier).passed_s
         failed = self.passed_s.exception() or start.exception()

@@ -1,11 +1,12 @@
 """The transfer engine of one device: parcels go to the host behind compute's back, and come back
 before compute asks for them.
 
-Scope: the HOST tier. A parcel is
+Scope: between device and host; which of the host's bytes are there, and which on a disk, is
+`host_space.py`'s. A parcel is
 
 - WRITING: its copy to the host was submitted, and its tensors are still held on the device. If it
   is asked for now, they are handed back as they are (*forwarded*);
-- STORED: on the host alone;
+- STORED: on the host, or beyond;
 - LANDING: its copy back was submitted, and nobody has asked for it yet;
 - GONE: dropped by its owner.
 
@@ -15,7 +16,8 @@ makes the host wait beside a GPU: compute's stream waits, and memory is given ba
 order. The default budget, twice the largest group, is MEMO's two rounding buffers.
 
 Parcels of one layer call are a *group*. They are brought back in the order in which backward wants
-them: the last group first, and within a group by `Turn`, then as they came.
+them: the last group first, and within a group by `Turn`, then as they came. Those that lie on a
+disk come to the host ahead of that, as far as there is room.
 """
 
 from __future__ import annotations
@@ -24,48 +26,64 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from offload.contracts import INPLACE, Lane, MemoError, TransferError, Turn
-from offload.host_pool import Extent, HostPool, aligned
+from offload.budget import ROUNDING_BUFFERS, Budget
+from offload.contracts import INPLACE, Lane, MemoError, Tier, TransferError, Turn
+from offload.disk import Disk
+from offload.host_pool import Extent, HostPool
+from offload.host_space import HostSpace
 from offload.meter import Meter, Span, Work
 from offload.parcels import Item, Parcel, State, bytes_of, dense, pack
 from offload.streams import Event, Stream, Streams
 
-_ROUNDING_BUFFERS = 2
-
 
 @dataclass(slots=True)
 class HostTier:
-    """See the module's docstring. `in_flight_bytes` None: twice the largest group."""
+    """See the module's docstring. `expected_groups`: layers of the model."""
 
     streams: Streams
     pool: HostPool
     meter: Meter = field(default_factory=Meter)
-    in_flight_bytes: int | None = None
+    budget: Budget = field(default_factory=Budget)
     expected_groups: int = 1
+    disk: Disk | None = None
+    space: HostSpace = field(init=False)
     _flying: deque[Parcel] = field(default_factory=deque)
     _groups: dict[int, list[Parcel]] = field(default_factory=dict)
     _next_group: int = 0
-    _largest_group_bytes: int = 0
     _dropped: deque[Parcel] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.space = HostSpace(self.pool, self.meter, self.budget, self.disk)
 
     # ---- what the store calls ----
 
-    def save(self, tensors: Sequence[Tensor], turn: Turn = Turn.LAYER) -> Parcel:
-        """Begin to copy `tensors` to the host."""
+    def save(
+        self, tensors: Sequence[Tensor], turn: Turn = Turn.LAYER, tier: Tier = Tier.HOST
+    ) -> Parcel:
+        """Begin to copy `tensors` to the host, and from there, for the SSD tier, to the disk.
+
+        Raises:
+            TransferError: when a copy failed that made room, or there is no room on the disk.
+            MemoError: when the host's limit leaves no room.
+        """
         self.sweep()
         with torch.no_grad():
             sources = tuple(dense(tensor) for tensor in tensors)
             items = pack(sources)
-            size_bytes = items[-1].start + items[-1].size_bytes
-            self._make_room(aligned(size_bytes))
-            parcel = self._write(turn, items, sources, self.pool.take(size_bytes))
+            size_bytes = self.pool.size_of(items[-1].start + items[-1].size_bytes)
+            self._make_room(size_bytes)
+            extent = self.space.take(size_bytes, tier)
+            parcel = self._write(turn, tier, items, sources, extent)
         insort(self._groups.setdefault(parcel.group, []), parcel, key=lambda p: p.turn)
+        self.budget.open_group_bytes += parcel.size_bytes
         try:
             self._fly(parcel)
+            self.space.keep(parcel)
         except TransferError:
             self._free(parcel)  # nobody else knows it
             raise
@@ -91,6 +109,7 @@ class HostTier:
             self._share(parcel, tensors)
         else:
             if parcel.state is State.STORED:
+                self.space.bring(parcel)
                 self._land(parcel)
             landing = self._take_landing(parcel)
             tensors = tuple(item.cut(landing) for item in parcel.items)
@@ -104,30 +123,54 @@ class HostTier:
         self._dropped.append(parcel)
 
     def close_group(self) -> None:
-        """A layer's forward is over: what comes next is another group."""
+        """A layer's forward is over: what comes next is another group.
+
+        Raises:
+            SpillError: when the disk has no room for as many groups as are expected.
+        """
         parcels = self._groups.get(self._next_group, [])
         if not parcels:
             return
         size_bytes = sum(parcel.size_bytes for parcel in parcels)
-        if size_bytes > self._largest_group_bytes:
-            self._largest_group_bytes = size_bytes
-            self.pool.reserve(size_bytes * (self.expected_groups - 1))
+        self.budget.open_group_bytes = 0
+        if size_bytes > self.budget.largest_group_bytes:
+            self.budget.largest_group_bytes = size_bytes
+            self._reserve(sum(p.size_bytes for p in parcels if p.tier is Tier.SSD), size_bytes)
         self._next_group += 1
 
+    def _reserve(self, spilled_bytes: int, size_bytes: int) -> None:
+        """Have room for as many more groups of this kind as are expected."""
+        groups, held_bytes = self.expected_groups, size_bytes - spilled_bytes
+        staged_bytes = spilled_bytes * min(groups - 1, ROUNDING_BUFFERS)
+        self.pool.reserve(held_bytes * (groups - 1) + staged_bytes)
+        if self.disk is None:
+            return
+        if self.pool.is_limited:  # a group more than there are: what comes back needs room as well
+            room_bytes = self.pool.size_bytes - staged_bytes
+            self.space.overflow_bytes = max(held_bytes * (groups + 1) - room_bytes, 0)
+        disk_bytes = spilled_bytes * groups + min(self.space.overflow_bytes, held_bytes * groups)
+        if disk_bytes:
+            self.disk.reserve(disk_bytes)
+
     def sweep(self) -> None:
-        """Free what was dropped, and count what is over."""
+        """Free what was dropped, take up what has arrived, and count what is over."""
         while self._dropped:
             self._free(self._dropped.popleft())
+        self.space.poll()
+        while self.space.arrived and self._land_ahead(self.space.arrived[0]):
+            self.space.arrived.popleft()
         self.meter.settle()
 
     def start_trace(self) -> None:
         """Keep spans from here on."""
         self.meter.settle()
-        self.meter.origin = self.streams.current().record()
+        self.streams.synchronize()
+        self.meter.origin, self.meter.origin_s = self.streams.current().record(), perf_counter()
 
     def stop_trace(self) -> list[Span]:
         """The spans since `start_trace`. The host waits for the lanes."""
         self.streams.synchronize()
+        self.space.poll()
         self.meter.settle()
         spans, self.meter.spans, self.meter.origin = self.meter.spans, [], None
         return spans
@@ -135,7 +178,12 @@ class HostTier:
     # ---- device to host ----
 
     def _write(
-        self, turn: Turn, items: list[Item], sources: tuple[Tensor, ...], extent: Extent
+        self,
+        turn: Turn,
+        tier: Tier,
+        items: list[Item],
+        sources: tuple[Tensor, ...],
+        extent: Extent,
     ) -> Parcel:
         lane = self.streams.d2h
         self._let_lane_wait(Lane.D2H, (*extent.events, self.streams.current().record()))
@@ -146,7 +194,7 @@ class HostTier:
         written = lane.record()
         self.meter.measure(Lane.D2H, Work.COPY, start, written, extent.size_bytes)
         home = self.streams.current()
-        return Parcel(self._next_group, turn, items, extent, written, sources, home)
+        return Parcel(self._next_group, turn, tier, items, extent, written, sources, home)
 
     def _retire(self, parcel: Parcel) -> None:
         """WRITING to STORED: once compute waits for the copy, its memory may be used again."""
@@ -159,7 +207,8 @@ class HostTier:
     # ---- host to device ----
 
     def _land(self, parcel: Parcel) -> None:
-        """STORED to LANDING."""
+        """STORED to LANDING, for what is on the host."""
+        assert parcel.extent is not None
         lane, size_bytes, compute = self.streams.h2d, parcel.size_bytes, self.streams.current()
         landing = self.streams.landing(size_bytes)
         self._let_lane_wait(Lane.H2D, (parcel.written, compute.record()))
@@ -187,13 +236,24 @@ class HostTier:
                 self.streams.share(tensor)
 
     def _prefetch(self, after: Parcel) -> None:
-        """Begin to bring back what backward needs next, as far as the budget goes."""
+        """Begin to bring back what backward needs next, as far as the budgets go."""
+        has_room = True
         for parcel in self._following(after):
             if parcel.state is State.STORED:
-                if self._flying_bytes + parcel.size_bytes > self._budget_bytes(0):
+                if not self.space.fetch(parcel):
                     return
-                self._land(parcel)
-                self._fly(parcel)
+                has_room = has_room and (not parcel.is_here or self._land_ahead(parcel))
+                if not has_room and self.disk is None:
+                    return
+
+    def _land_ahead(self, parcel: Parcel) -> bool:
+        """Land what is on the host, if it is; False: the budget leaves no room."""
+        if parcel.state is State.STORED and parcel.is_here:
+            if self._flying_bytes + parcel.size_bytes > self.budget.limit_bytes():
+                return False
+            self._land(parcel)
+            self._fly(parcel)
+        return True
 
     def _following(self, after: Parcel) -> Iterator[Parcel]:
         own = self._groups[after.group]
@@ -207,15 +267,9 @@ class HostTier:
     def _flying_bytes(self) -> int:
         return sum(parcel.size_bytes for parcel in self._flying)
 
-    def _budget_bytes(self, size_bytes: int) -> int:
-        if self.in_flight_bytes is not None:
-            return self.in_flight_bytes
-        open_bytes = sum(p.size_bytes for p in self._groups.get(self._next_group, []))
-        return _ROUNDING_BUFFERS * max(self._largest_group_bytes, open_bytes, size_bytes)
-
     def _make_room(self, size_bytes: int) -> None:
         """Until `size_bytes` more may fly."""
-        budget_bytes = self._budget_bytes(size_bytes)
+        budget_bytes = self.budget.limit_bytes(size_bytes)
         while self._flying and self._flying_bytes + size_bytes > budget_bytes:
             writing = next((p for p in self._flying if p.state is State.WRITING), None)
             if writing is not None:
@@ -225,7 +279,7 @@ class HostTier:
 
     def _fly(self, parcel: Parcel) -> None:
         self._flying.append(parcel)
-        if parcel.size_bytes > self._budget_bytes(0) and parcel.state is State.WRITING:
+        if parcel.size_bytes > self.budget.limit_bytes() and parcel.state is State.WRITING:
             self._retire(parcel)  # larger than the budget by itself: nothing may be held for it
         meter = self.meter
         meter.in_flight_peak_bytes = max(meter.in_flight_peak_bytes, self._flying_bytes)
@@ -240,11 +294,13 @@ class HostTier:
             parcel.state, parcel.sources = State.GONE, ()
             self._leave_group(parcel)
             users = (parcel.written, parcel.landed)
-            self.pool.give_back(parcel.extent, [user for user in users if user is not None])
+            self.space.release(parcel, [user for user in users if user is not None])
 
     def _leave_group(self, parcel: Parcel) -> None:
         group = self._groups[parcel.group]
         group.remove(parcel)
+        if parcel.group == self._next_group:
+            self.budget.open_group_bytes -= parcel.size_bytes
         if not group:
             del self._groups[parcel.group]
 

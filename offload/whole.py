@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from offload.contracts import Placement, Tier
+from offload.contracts import Placement
 from offload.counts import LayerCount
 from offload.recording import Recording
 from offload.store import TensorStore
@@ -38,11 +38,12 @@ def run_whole(
         case Placement.RECOMPUTE:
             result: T = checkpoint(forward, x, use_reentrant=False)
             return result
-        case Placement.HOST:
-            recording = Recording(store, Tier.HOST, {}, constants)
+        case Placement.HOST | Placement.SSD:
+            assert placement.tier is not None
+            recording = Recording(store, placement.tier, {}, constants)
             with recording.recording():
                 result = forward(x)
             recording.seal(bundled=False)
             store.close_group()
-            count.stored_bytes[Tier.HOST] += recording.nbytes
+            count.stored_bytes[placement.tier] += recording.nbytes
             return result

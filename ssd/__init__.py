@@ -3,16 +3,17 @@ caller's back.
 
 Read `contracts.py` first, then `opening.py`, `spool.py` and `request_queue.py`; the engines are
 `uring.py` and `threads.py`. This package knows bytes, extents and files, and nothing of tensors,
-models or training. No part of the project calls it yet: `offload` will be its only caller.
+models or training. `offload` is its only caller in training.
 """
 
 from ssd.buffers import aligned_buffer
 from ssd.contracts import EngineKind, Extent, Operation, SpillError, SpillWarning, Verify
 from ssd.opening import open_spool
 from ssd.requests import Request
-from ssd.spool import Spool
+from ssd.spool import BLOCK_BYTES, Spool
 
 __all__ = [
+    "BLOCK_BYTES",
     "EngineKind",
     "Extent",
     "Operation",

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from ssd.contracts import SpillError, SpoolFile
@@ -31,10 +32,7 @@ def open_device(path: Path, size_bytes: int) -> SpoolFile:
     fd = _open_alone(path)
     try:
         _prove_empty(path)
-        held_bytes = os.lseek(fd, 0, os.SEEK_END)
-        if held_bytes < size_bytes:
-            detail = f"the device has {held_bytes:,}"
-            raise spill_error(f"reserve {size_bytes:,} bytes", path, errno.ENOSPC, detail=detail)
+        _check_size(fd, path, size_bytes)
         alignment = go_direct(fd)
         if alignment is None:
             raise spill_error("use direct I/O", path, errno.EINVAL)
@@ -42,6 +40,23 @@ def open_device(path: Path, size_bytes: int) -> SpoolFile:
         os.close(fd)
         raise
     return SpoolFile(fd, path, size_bytes, True, alignment)
+
+
+def grow_device(file: SpoolFile, size_bytes: int) -> SpoolFile:
+    """The same device, used up to `size_bytes`.
+
+    Raises:
+        SpillError: when it is too small.
+    """
+    _check_size(file.fd, file.directory, size_bytes)
+    return replace(file, size_bytes=size_bytes)
+
+
+def _check_size(fd: int, path: Path, size_bytes: int) -> None:
+    held_bytes = os.lseek(fd, 0, os.SEEK_END)
+    if held_bytes < size_bytes:
+        detail = f"the device has {held_bytes:,}"
+        raise spill_error(f"reserve {size_bytes:,} bytes", path, errno.ENOSPC, detail=detail)
 
 
 def _open_alone(path: Path) -> int:

@@ -30,6 +30,11 @@ class Extents:
         new_bytes = self.size_bytes - self._tail_start()
         return max([new_bytes, *(extent.size_bytes for extent in self._free)])
 
+    def grow(self, size_bytes: int) -> None:
+        """Be of `size_bytes` from now on, which is no less than before."""
+        assert size_bytes >= self.size_bytes
+        self.size_bytes = size_bytes
+
     def take(self, size_bytes: int) -> Extent | None:
         """Lend `size_bytes`; None: there is no room for them in one extent."""
         for index in range(len(self._free) - 1, -1, -1):

@@ -12,9 +12,10 @@ import os
 import stat
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
-from ssd.contracts import Alignment, SpillWarning, SpoolFile
+from ssd.contracts import Alignment, SpillError, SpillWarning, SpoolFile
 from ssd.direct import file_system_of, go_direct
 from ssd.faults import spill_error
 
@@ -40,6 +41,20 @@ def open_file(directory: Path, size_bytes: int) -> SpoolFile:
     if alignment is None:
         _warn_of_cache(kind, directory)
     return SpoolFile(fd, directory, size_bytes, alignment is not None, alignment or Alignment())
+
+
+def grow_file(file: SpoolFile, size_bytes: int) -> SpoolFile:
+    """The same file with its space reserved up to `size_bytes`; what is in it stays.
+
+    Raises:
+        SpillError: when space is short; the file is as it was.
+    """
+    try:
+        _reserve(file.fd, file.directory, size_bytes)
+    except SpillError:
+        os.ftruncate(file.fd, file.size_bytes)  # a failed attempt may have taken what there was
+        raise
+    return replace(file, size_bytes=size_bytes)
 
 
 def close_file(file: SpoolFile) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from ssd.checksums import Checksums
 from ssd.choice import choose_engine
 from ssd.contracts import EngineKind, SpoolFile, Verify
-from ssd.devices import open_device
-from ssd.files import close_file, open_file
+from ssd.devices import grow_device, open_device
+from ssd.files import close_file, grow_file, open_file
 from ssd.request_queue import RequestQueue
 from ssd.spool import BLOCK_BYTES, Spool
 from ssd.stripes import shares
@@ -49,7 +49,13 @@ def open_spool(
             check=None if checksums is None else checksums.check,
         )
         stack.callback(queue.close)
-        spool = Spool(files, queue, checksums=checksums, block_bytes=block_bytes)
+        spool = Spool(
+            files,
+            queue,
+            checksums=checksums,
+            block_bytes=block_bytes,
+            grow_file=grow_device if raw else grow_file,
+        )
         stack.pop_all()
     return spool
 

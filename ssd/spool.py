@@ -11,7 +11,7 @@ import errno
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -28,10 +28,10 @@ from ssd.contracts import (
 )
 from ssd.extents import Extents
 from ssd.faults import spill_error
-from ssd.files import close_file
+from ssd.files import close_file, grow_file
 from ssd.request_queue import RequestQueue
 from ssd.requests import Request
-from ssd.stripes import Stripe, cut
+from ssd.stripes import Stripe, cut, shares
 
 BLOCK_BYTES = 4 << 20
 """Large enough for a disk's full bandwidth, small enough to keep several in flight."""
@@ -64,10 +64,12 @@ class Spool:
         *,
         checksums: Checksums | None = None,
         block_bytes: int = BLOCK_BYTES,
+        grow_file: Callable[[SpoolFile, int], SpoolFile] = grow_file,
     ) -> None:
         self.files = tuple(files)
         self.queue = queue
         self.size_bytes = sum(file.size_bytes for file in files)
+        self._grow_file = grow_file
         alignments = [file.alignment for file in files]
         self.alignment_bytes = max(max(a.memory_bytes, a.offset_bytes) for a in alignments)
         if block_bytes <= 0 or block_bytes % self.alignment_bytes:
@@ -91,6 +93,23 @@ class Spool:
         with self._lock:
             self._sweep()
             return self._extents.free_bytes
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have `size_bytes` in all, lent or not; nothing is given back when they are fewer.
+
+        Raises:
+            SpillError: when there is no space for them; the spool is as it was.
+        """
+        with self._lock:
+            sizes = shares(size_bytes, block_bytes=self._block_bytes, files=len(self.files))
+            pairs = zip(self.files, sizes, strict=True)
+            files = [
+                self._grow_file(file, share_bytes) if share_bytes > file.size_bytes else file
+                for file, share_bytes in pairs
+            ]
+            if size_bytes > self.size_bytes:
+                self.files, self.size_bytes = tuple(files), size_bytes
+                self._extents.grow(size_bytes)
 
     def allocate(self, size_bytes: int) -> Extent:
         """Lend an extent of `size_bytes`, rounded up to the alignment. Waits when all that is

@@ -30,11 +30,18 @@ class RefusedInputError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrapOptions:
-    """The arguments of `memo.wrap`, as the command line takes them; `wrap` itself checks them."""
+    """The arguments of `memo.wrap`, as the command line takes them; `wrap` itself checks them. And
+    `memo.report`'s `endurance_tbw`.
+    """
 
     tile_tokens: int | Literal["auto"] = "auto"
     placement: str | dict[str, float] = "recompute"
     skeletal: str = "keep"
+    host_bytes: int | None = None
+    spill_dir: list[str] | None = None
+    verify: str = "none"
+    raw: bool = False
+    endurance_tbw: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -122,7 +122,7 @@ class Run:
         return f"go on from the last checkpoint in {self.settings.output} with --resume"
 
     def _finish(self) -> Outcome:
-        report = str(memo.report(self.model))
+        report = str(memo.report(self.model, endurance_tbw=self.settings.wrap.endurance_tbw))
         memo.unwrap(self.model)
         output = self.settings.output
         self._save_checkpoint(self.last_step)

@@ -118,6 +118,10 @@ def wrap_model(model: PreTrainedModel, options: WrapOptions) -> None:
             tile_tokens=options.tile_tokens,
             placement=options.placement,
             skeletal=options.skeletal,
+            host_bytes=options.host_bytes,
+            spill_dir=options.spill_dir,
+            verify=options.verify,
+            raw=options.raw,
         )
     except ValueError as exc:
         raise RefusedInputError(str(exc)) from exc

@@ -47,10 +47,12 @@ def parse_placement(text: str) -> str | dict[str, float]:
     return shares
 
 
-def parse_size_bytes(text: str) -> int:
+def parse_size_bytes(option: str, text: str | None) -> int | None:
     """Read a size such as 4GiB, 500MB or 1.5GiB; without a unit it is bytes."""
+    if text is None:
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = None if match is None else _UNITS_BYTES.get(match[2].upper())
     if match is None or unit is None:
-        raise RefusedInputError(f"--memory-limit: got {text!r}, takes a size such as 4GiB")
+        raise RefusedInputError(f"{option}: got {text!r}, takes a size such as 4GiB")
     return int(float(match[1]) * unit)

@@ -86,7 +86,12 @@ def _run(job: Job, emit: Emit) -> None:
             record = run_step(model, optimizer, windows.at_step(step), step=step)
         emit({"event": "step", "record": asdict(record)})
     if job.mode == "wrapped":
-        emit({"event": "report", "text": str(memo.report(model))})
+        emit(
+            {
+                "event": "report",
+                "text": str(memo.report(model, endurance_tbw=job.wrap.endurance_tbw)),
+            }
+        )
     emit({"event": "done"})
 
 

@@ -16,7 +16,7 @@ from tests.families.catalogue import family_named
 from tests.families.harness import train_step
 
 TILES = "takes 'auto' or a positive number of tokens"
-PLACES = "takes one of 'keep', 'host', 'recompute', or fractions of the tiles"
+PLACES = "takes one of 'keep', 'host', 'ssd', 'recompute', or fractions of the tiles"
 FRACTION = "takes a fraction from 0 to 1"
 
 
@@ -29,11 +29,25 @@ FRACTION = "takes a fraction from 0 to 1"
         ({"tile_tokens": True}, ["tile_tokens=True", TILES]),
         ({"tile_tokens": "many"}, ["tile_tokens='many'", TILES]),
         ({"tile_tokens": None}, ["tile_tokens=None", TILES]),
-        ({"placement": "ssd"}, ["placement='ssd'", PLACES]),
+        ({"placement": "disk"}, ["placement='disk'", PLACES]),
+        ({"placement": "ssd"}, ["'ssd'", "without spill_dir"]),
+        ({"skeletal": "ssd"}, ["'ssd'", "without spill_dir"]),
+        ({"spill_dir": "/tmp"}, ["spill_dir", "nothing goes there"]),
+        ({"spill_dir": "/tmp", "placement": "host"}, ["spill_dir", "host_bytes"]),
+        ({"spill_dir": 5, "skeletal": "ssd"}, ["spill_dir=5", "takes a directory"]),
+        ({"spill_dir": [], "skeletal": "ssd"}, ["spill_dir=[]", "takes a directory"]),
+        ({"spill_dir": ["/a", "/a"], "skeletal": "ssd"}, ["named twice"]),
+        ({"spill_bytes": 1 << 30}, ["spill_bytes", "no spill_dir"]),
+        ({"verify": "checksum"}, ["verify", "no spill_dir"]),
+        ({"raw": True}, ["raw", "no spill_dir"]),
+        ({"verify": "all"}, ["verify='all'", "takes one of 'none', 'checksum'"]),
+        ({"host_bytes": 0, "skeletal": "host"}, ["host_bytes=0", "takes None or a number"]),
+        ({"host_bytes": 1 << 20}, ["host_bytes", "nothing does"]),
         ({"placement": "KEEP"}, ["placement='KEEP'", PLACES]),
         ({"placement": None}, ["placement=None", PLACES]),
         ({"placement": {}}, ["placement={}", PLACES]),
-        ({"placement": {"ssd": 1.0}}, ["placement={'ssd': 1.0}", PLACES]),
+        ({"placement": {"disk": 1.0}}, ["placement={'disk': 1.0}", PLACES]),
+        ({"placement": {"ssd": 1.0}}, ["'ssd'", "without spill_dir"]),
         ({"placement": {"keep": 0.5}}, ["placement={'keep': 0.5}", "must sum to 1"]),
         ({"placement": {"keep": 0.5, "host": 0.6}}, ["'host': 0.6", "must sum to 1"]),
         ({"placement": {"keep": 1.5, "host": -0.5}}, ["placement['keep']=1.5", FRACTION]),
@@ -53,7 +67,7 @@ FRACTION = "takes a fraction from 0 to 1"
 def test_bad_values_are_named(arguments: dict[str, Any], words: list[str]) -> None:
     model = plain_model()
     state = state_of(model)
-    with pytest.raises(ValueError, match=r"takes|sum") as caught:
+    with pytest.raises(ValueError, match=r"takes|sum|spill_dir") as caught:
         memo.wrap(model, **arguments)
     assert not isinstance(caught.value, memo.MemoError)
     for word in words:

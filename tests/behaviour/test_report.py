@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from rich.console import Console
 from rich.filesize import decimal
@@ -19,20 +22,22 @@ HIDDEN_BYTES = 2 * TOKENS * 32 * 4
 @pytest.mark.parametrize(
     ("placement", "expected"),
     [
-        ("recompute", (0, 0, 5)),
-        ("keep", (5, 0, 0)),
-        ("host", (0, 5, 0)),
-        ({"host": 0.2, "recompute": 0.8}, (0, 1, 4)),
-        ({"keep": 0.4, "recompute": 0.6}, (2, 0, 3)),
-        ({"keep": 0.25, "host": 0.75}, (1, 4, 0)),
-        ({"keep": 0.3, "host": 0.3, "recompute": 0.4}, (2, 1, 2)),
+        ("recompute", (0, 0, 0, 5)),
+        ("keep", (5, 0, 0, 0)),
+        ("host", (0, 5, 0, 0)),
+        ("ssd", (0, 0, 5, 0)),
+        ({"host": 0.2, "recompute": 0.8}, (0, 1, 0, 4)),
+        ({"keep": 0.4, "recompute": 0.6}, (2, 0, 0, 3)),
+        ({"keep": 0.25, "host": 0.75}, (1, 4, 0, 0)),
+        ({"keep": 0.3, "host": 0.3, "recompute": 0.4}, (2, 1, 0, 2)),
     ],
     ids=str,
 )
 def test_tiles_by_placement(
-    placement: str | dict[str, float], expected: tuple[int, int, int]
+    placement: str | dict[str, float], expected: tuple[int, int, int, int], tmp_path: Path
 ) -> None:
-    wrapped = wrapped_model(placement=placement)
+    spill: dict[str, Any] = {"spill_dir": tmp_path} if placement == "ssd" else {}
+    wrapped = wrapped_model(placement=placement, **spill)
     for steps in (1, 2):
         train_step(wrapped, batch())
         (kind,) = memo.report(wrapped).kinds
@@ -51,9 +56,9 @@ def test_bytes() -> None:
     skeletal_bytes = LAYERS * (2 * HIDDEN_BYTES + log_sum_exp_bytes)
     assert kind.skeletal_bytes == {Tier.HOST: skeletal_bytes}
     assert kind.stored_bytes.keys() == {Tier.HOST}
-    assert report.moved_bytes.keys() == {Tier.HOST}
-    assert report.moved_bytes[Tier.HOST] == skeletal_bytes + kind.stored_bytes[Tier.HOST]
-    assert report.peak_bytes == {Tier.HOST: report.moved_bytes[Tier.HOST], Tier.DEVICE: 0}
+    moved_bytes = skeletal_bytes + kind.stored_bytes[Tier.HOST]
+    assert report.moved_bytes == {Tier.HOST: moved_bytes, Tier.SSD: 0}
+    assert report.peak_bytes == {Tier.HOST: moved_bytes, Tier.DEVICE: 0, Tier.SSD: 0}
     assert report.device_peak_bytes is None or report.device_peak_bytes >= 0
 
 
@@ -97,7 +102,7 @@ def test_recompute_moves_and_stores_nothing_but_x_and_o() -> None:
     report = memo.report(wrapped)
     (kind,) = report.kinds
     assert kind.stored_bytes == {}
-    assert report.moved_bytes == {Tier.HOST: 0}
+    assert report.moved_bytes == {Tier.HOST: 0, Tier.SSD: 0}
     assert report.peak_bytes[Tier.HOST] == 0
     assert report.peak_bytes[Tier.DEVICE] == kind.skeletal_bytes[Tier.DEVICE]
 
@@ -175,7 +180,7 @@ def test_as_text() -> None:
     for text in (str(report), captured.get()):
         assert f"tiles of {TILE_TOKENS} tokens" in text
         assert "LlamaDecoderLayer" in text
-        assert "0 / 2 / 8" in text
+        assert "0 / 2 / 0 / 8" in text
         assert "stored at the peak: device" in text
 
 

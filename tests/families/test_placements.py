@@ -6,6 +6,7 @@ Scope: one tiling, every placement, mixes, and both places of the skeletal tenso
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,16 +27,18 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"placement": {"host": 0.5, "recompute": 0.5}, "skeletal": "host"},
     {"placement": "recompute", "skeletal": "host"},
     {"placement": "keep", "skeletal": "host"},
+    {"placement": {"ssd": 0.6, "recompute": 0.4}, "skeletal": "ssd", "in_flight_bytes": 0},
 )
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_gradients_are_equal_bit_by_bit(family: Family) -> None:
+def test_gradients_are_equal_bit_by_bit(family: Family, tmp_path: Path) -> None:
     model, batch = build(family), random_batch(2, 23)
     recomputed = wrap_family(family, copy.deepcopy(model), tile_tokens=5)
     expected = train_step(recomputed, batch)
     for options in OTHERS:
-        other = wrap_family(family, copy.deepcopy(model), tile_tokens=5, **options)
+        spill = {"spill_dir": tmp_path} if "ssd" in options.values() else {}
+        other = wrap_family(family, copy.deepcopy(model), tile_tokens=5, **options, **spill)
         got = train_step(other, batch)
         assert float(got.loss) == float(expected.loss), options
         assert_equal_grads(got.grads, expected.grads)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from memo.contracts import LayerMode, Options
+from memo.options import checked_options
 from offload import Placement, Tier
 
 DEFAULTS: dict[str, Any] = {
@@ -18,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def _checked(**arguments: object) -> Options:
-    return Options.checked(**{**DEFAULTS, **arguments})
+    return checked_options(**{**DEFAULTS, **arguments})
 
 
 def test_defaults_are_understood() -> None:

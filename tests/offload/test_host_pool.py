@@ -23,6 +23,9 @@ class _Flag:
     def is_done(self) -> bool:
         return self.done
 
+    def synchronize(self) -> None:
+        raise AssertionError("nobody waits here")
+
     def seconds_since(self, earlier: Event) -> float:
         return 0.0
 
@@ -38,6 +41,12 @@ def test_memory_is_writable_and_of_the_size_asked_for() -> None:
     assert int(memory.sum(dtype=torch.int64)) == 7 * memory.numel()
 
 
+def _take(pool: HostPool, size_bytes: int) -> Extent:
+    extent = pool.take(size_bytes)
+    assert extent is not None
+    return extent
+
+
 def test_memory_that_the_system_refuses_is_told() -> None:
     with pytest.raises(MemoryError, match="host memory"):
         host_memory(1 << 60)
@@ -45,7 +54,7 @@ def test_memory_that_the_system_refuses_is_told() -> None:
 
 def test_an_odd_size_takes_itself_and_its_alignment() -> None:
     pool = _pool()
-    extent = pool.take(5 * LARGE_PAGE_BYTES + 1)
+    extent = _take(pool, 5 * LARGE_PAGE_BYTES + 1)
     assert extent.size_bytes == 5 * LARGE_PAGE_BYTES + ALIGNMENT_BYTES
     assert pool.size_bytes == 6 * LARGE_PAGE_BYTES
     assert extent.memory.numel() == extent.size_bytes
@@ -62,7 +71,7 @@ def test_borrowers_never_share_a_byte_and_neighbours_join_again(seed: int) -> No
             assert bool((memory == mark % 251).all()), "somebody else wrote here"
             pool.give_back(extent, [])
         else:
-            extent = pool.take(rng.randint(1, 300_000))
+            extent = _take(pool, rng.randint(1, 300_000))
             lent[number] = extent, extent.memory.fill_(number % 251)
     for extent, _ in lent.values():
         pool.give_back(extent, [])
@@ -72,10 +81,10 @@ def test_borrowers_never_share_a_byte_and_neighbours_join_again(seed: int) -> No
 
 def test_who_used_an_extent_last_goes_with_every_part_of_it() -> None:
     pool, first, second = _pool(), _Flag(), _Flag()
-    left, right = pool.take(1000), pool.take(1000)
+    left, right = _take(pool, 1000), _take(pool, 1000)
     pool.give_back(left, [first])
     pool.give_back(right, [second])
-    again = pool.take(1500)
+    again = _take(pool, 1500)
     assert set(map(id, again.events)) == {id(first), id(second)}
 
 
@@ -83,7 +92,7 @@ def test_reserved_bytes_come_in_one_slab() -> None:
     pool = _pool()
     pool.reserve(10 * LARGE_PAGE_BYTES)
     for _ in range(10):
-        pool.take(LARGE_PAGE_BYTES)
+        _take(pool, LARGE_PAGE_BYTES)
     assert len(pool._slabs) == 1
     assert (pool.size_bytes, pool.free_bytes) == (10 * LARGE_PAGE_BYTES, 0)
 
@@ -91,17 +100,17 @@ def test_reserved_bytes_come_in_one_slab() -> None:
 def test_lengths_that_grow_leave_no_smaller_slabs_behind() -> None:
     pool = _pool()
     for pages in range(1, 12):
-        pool.give_back(pool.take(pages * LARGE_PAGE_BYTES), [])
+        pool.give_back(_take(pool, pages * LARGE_PAGE_BYTES), [])
     assert pool.size_bytes == 11 * LARGE_PAGE_BYTES
 
 
 def test_a_slab_in_which_a_copy_is_under_way_is_not_let_go() -> None:
     pool, flag = _pool(), _Flag()
-    pool.give_back(pool.take(LARGE_PAGE_BYTES), [flag])
-    pool.take(2 * LARGE_PAGE_BYTES)
+    pool.give_back(_take(pool, LARGE_PAGE_BYTES), [flag])
+    _take(pool, 2 * LARGE_PAGE_BYTES)
     assert pool.size_bytes == 3 * LARGE_PAGE_BYTES
     flag.done = True
-    pool.take(3 * LARGE_PAGE_BYTES)
+    _take(pool, 3 * LARGE_PAGE_BYTES)
     assert pool.size_bytes == 5 * LARGE_PAGE_BYTES
 
 

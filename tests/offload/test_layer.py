@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offload import MemoError, Placement, TensorStore, Tier, Turn, run_tiled
 from offload.store import Ticket
+from tests.offload.disks import disk_store
 from tests.offload.toy import (
     BATCH,
     HIDDEN,
@@ -24,7 +25,7 @@ from tests.offload.toy import (
     toy_params,
 )
 
-KEEP, HOST, RECOMPUTE = Placement.KEEP, Placement.HOST, Placement.RECOMPUTE
+KEEP, HOST, RECOMPUTE, SSD = Placement.KEEP, Placement.HOST, Placement.RECOMPUTE, Placement.SSD
 MIXED = (RECOMPUTE, HOST, KEEP)
 SKELETAL_BYTES = BATCH * TOKENS * (HIDDEN + 6) * 8 + ToyState().nbytes
 
@@ -63,10 +64,11 @@ def test_outputs_and_gradients_are_the_untiled_layers(
 def test_placements_change_no_bit(dtype: torch.dtype, parallel: bool, dropout: float) -> None:
     steps = []
     for placements, skeletal, hold_pre in product(
-        ((RECOMPUTE,), (KEEP,), (HOST,), MIXED), (Tier.DEVICE, Tier.HOST), (False, True)
+        ((RECOMPUTE,), (KEEP,), (HOST,), (SSD,), MIXED), list(Tier), (False, True)
     ):
         torch.manual_seed(1)
         toy = Toy.of(toy_params(dtype), parallel=parallel, dropout=dropout)
+        toy.store = disk_store(in_flight_bytes=0)
         x = toy_input(dtype).requires_grad_()
         forward = toy.forward(2, placements, skeletal=skeletal, hold_pre=hold_pre)
         outputs = run_tiled(forward, x)
@@ -84,6 +86,7 @@ def test_only_what_takes_a_gradient_gets_one(placement: Placement) -> None:
     trained = {"down", "wo"}
     params = {name: p.requires_grad_(name in trained) for name, p in toy_params().items()}
     toy, x = Toy.of(params), toy_input()
+    toy.store = disk_store()
     want = gradients(plain(toy.split, x), _inputs(toy, x))
     got = gradients(run_tiled(toy.forward(3, (placement,)), x), _inputs(toy, x))
     _assert_close(got, want)

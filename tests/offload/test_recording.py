@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offload import Outlet, Recording, TensorStore, Tier, inlet, run_backward
+from tests.offload.disks import disk_store
 
 
 @st.composite
@@ -41,7 +42,7 @@ def _same(found: Tensor, view: Tensor) -> bool:
 @settings(deadline=None)
 @given(st.data(), st.sampled_from(list(Tier)), st.sampled_from([5, 2000]))
 def test_views_of_a_stored_tensor_come_back(data: st.DataObject, tier: Tier, size: int) -> None:
-    store, base = TensorStore(), torch.arange(float(size))
+    store, base = disk_store(), torch.arange(float(size))
     views = [data.draw(_view(base)) for _ in range(3)]
     wanted = [view.clone() for view in views]
     layouts = [(view.stride(), view.storage_offset()) for view in views]
@@ -180,7 +181,7 @@ def test_a_loaded_storage_is_shared_until_unbound() -> None:
 
 @pytest.mark.parametrize("tier", list(Tier))
 def test_a_recorded_graph_lives_without_its_ends(tier: Tier) -> None:
-    store, delivered = TensorStore(), list[Tensor]()
+    store, delivered = disk_store(), list[Tensor]()
     x = torch.randn(40, 50, dtype=torch.float64)
     weight = torch.randn(50, 60, dtype=torch.float64)
 

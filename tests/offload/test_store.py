@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from offload import MemoError, TensorStore, Tier
+from tests.offload.disks import disk_store
 
 
 @pytest.mark.parametrize("tier", list(Tier))
 def test_tensors_of_odd_strides_come_back(tier: Tier) -> None:
-    store = TensorStore()
+    store = disk_store()
     base = torch.randn(5, 7)
     for tensor in (base.T[1:6:2], base[0, :0], base[2, 3], base[1].expand(3, 7)):
         (got,) = store.get(store.put([tensor], tier))
@@ -30,7 +31,7 @@ def test_tensors_put_together_come_back_together() -> None:
 
 @pytest.mark.parametrize("tier", list(Tier))
 def test_a_change_in_place_is_told(tier: Tier) -> None:
-    store, tensor = TensorStore(), torch.ones(3)
+    store, tensor = disk_store(), torch.ones(3)
     ticket = store.put([tensor], tier)
     assert store.get(ticket)[0].data_ptr() == tensor.data_ptr()  # the host's, while it is written
     tensor.fill_(2)
@@ -69,6 +70,6 @@ def test_bytes_are_counted_until_the_ticket_is_dropped() -> None:
 
 
 def test_what_is_stored_has_no_graph() -> None:
-    store, leaf = TensorStore(), torch.ones(3, requires_grad=True)
+    store, leaf = disk_store(), torch.ones(3, requires_grad=True)
     for tier in Tier:
         assert not store.get(store.put([leaf * 2], tier))[0].requires_grad

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from offload import Lane, MemoError, TransferError, Turn
+from offload.budget import Budget
 from offload.host_pool import ALIGNMENT_BYTES, HostPool
 from offload.parcels import Parcel, State
 from offload.streams import Stream
@@ -22,7 +23,7 @@ UNIT = ALIGNMENT_BYTES
 
 def _tier(in_flight_bytes: int | None = None) -> HostTier:
     streams = ThreadStreams()
-    return HostTier(streams, HostPool(streams.host_memory), in_flight_bytes=in_flight_bytes)
+    return HostTier(streams, HostPool(streams.host_memory), budget=Budget(in_flight_bytes))
 
 
 def _numbers(first: int, units: int = 1) -> Tensor:
@@ -107,7 +108,7 @@ def test_prefetch_goes_backward_by_groups_and_by_turns_within(
         groups.append([tier.save([_numbers(layer)], turn) for turn in turns])
         tier.close_group()
     order = _landing_order(tier, monkeypatch)
-    tier.in_flight_bytes = 100 * UNIT
+    tier.budget.in_flight_bytes = 100 * UNIT
     tier.load(groups[2][1])
     wanted = [group[n] for group in reversed(groups) for n in (1, 2, 3, 0)]
     assert order == wanted
@@ -118,7 +119,7 @@ def test_prefetch_is_as_deep_as_the_budget(depth: int, monkeypatch: pytest.Monke
     tier = _tier(0)
     groups = _forward(tier, layers=4, parcels=2)
     order = _landing_order(tier, monkeypatch)
-    tier.in_flight_bytes = depth * UNIT
+    tier.budget.in_flight_bytes = depth * UNIT
     tier.load(groups[3][0])
     assert len(order) == 1 + depth
     assert [parcel.state for parcel in order[1:]] == [State.LANDING] * depth
@@ -135,7 +136,7 @@ def test_a_parcel_may_be_loaded_again_until_it_is_dropped() -> None:
 def test_what_was_prefetched_for_nothing_is_freed() -> None:
     tier = _tier(0)
     groups = _forward(tier, layers=2, parcels=2)
-    tier.in_flight_bytes = 10 * UNIT
+    tier.budget.in_flight_bytes = 10 * UNIT
     tier.load(groups[1][0])
     assert groups[0][0].state is State.LANDING
     for group in groups:
@@ -182,7 +183,7 @@ class _Broken(ThreadStreams):
 @pytest.mark.parametrize("budget", [0, None])
 def test_a_failed_copy_to_the_host_is_an_error_and_leaves_nothing(budget: int | None) -> None:
     broken = _Broken("d2h")
-    tier = HostTier(broken, HostPool(broken.host_memory), in_flight_bytes=budget)
+    tier = HostTier(broken, HostPool(broken.host_memory), budget=Budget(budget))
     if budget == 0:
         with pytest.raises(TransferError):
             tier.save([_numbers(0)])
@@ -198,7 +199,7 @@ def test_a_failed_copy_to_the_host_is_an_error_and_leaves_nothing(budget: int | 
 
 def test_a_failed_copy_from_the_host_is_an_error_and_may_be_tried_again() -> None:
     broken = _Broken("h2d")
-    tier = HostTier(broken, HostPool(broken.host_memory), in_flight_bytes=0)
+    tier = HostTier(broken, HostPool(broken.host_memory), budget=Budget(0))
     parcel = tier.save([_numbers(0)])
     with pytest.raises(TransferError):
         tier.load(parcel)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offload import LayerCount, Placement, TensorStore, Tier, run_whole
+from tests.offload.disks import disk_store
 
 TOKENS, HIDDEN = 301, 7
 
@@ -50,7 +51,7 @@ def test_gradients_are_equal_bit_by_bit() -> None:
     inputs = [x, *layer.parameters()]
     want = torch.autograd.grad(layer(x)[0].square().sum(), inputs)
     for placement in Placement:
-        y = _run(layer, x, placement, TensorStore(), LayerCount())
+        y = _run(layer, x, placement, disk_store(), LayerCount())
         found = torch.autograd.grad(y.square().sum(), inputs)
         assert all(map(torch.equal, found, want)), placement
 

@@ -28,10 +28,10 @@ def test_placements_are_words_or_shares() -> None:
     [("4GiB", 4 * 1024**3), ("500MB", 500_000_000), ("1.5 kib", 1536), ("77", 77), ("8b", 8)],
 )
 def test_sizes_have_units(text: str, size_bytes: int) -> None:
-    assert parse_size_bytes(text) == size_bytes
+    assert parse_size_bytes("--memory-limit", text) == size_bytes
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "4 parsecs", "-4GiB", "4GiB of memory"])
 def test_sizes_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(RefusedInputError, match="--memory-limit"):
-        parse_size_bytes(text)
+        parse_size_bytes("--memory-limit", text)
