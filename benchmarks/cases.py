@@ -8,6 +8,7 @@ that offload are made of stands in `peers`.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,13 +33,15 @@ DEFAULT_CASES = (
     "memo:host=0.5,recompute=0.5",
     "memo:recompute/host",
 )
-PLACEMENTS = ("keep", "host", "recompute")
-SKELETALS = ("keep", "host")
+PLACEMENTS = ("keep", "host", "ssd", "recompute")
+SKELETALS = ("keep", "host", "ssd")
 
 StepContext = Callable[[], AbstractContextManager[Any]]
 
 
-def prepare(case: str, model: PreTrainedModel, tile_tokens: int | None) -> StepContext:
+def prepare(
+    case: str, model: PreTrainedModel, tile_tokens: int | None, spill_dir: str | None = None
+) -> StepContext:
     """Set `model` up for `case`, in place; returns the context that each step runs in."""
     if case == CHECKPOINTING:
         _enable_checkpointing(model)
@@ -50,7 +53,7 @@ def prepare(case: str, model: PreTrainedModel, tile_tokens: int | None) -> StepC
             peers.tile_mlps(model)
             peers.tile_loss(model)
     elif is_memo(case):
-        _wrap(case, model, tile_tokens)
+        _wrap(case, model, tile_tokens, spill_dir)
     return nullcontext
 
 
@@ -97,8 +100,22 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     (enable or model.gradient_checkpointing_enable)()
 
 
-def _wrap(case: str, model: PreTrainedModel, tile_tokens: int | None) -> None:
+def uses_disk(case: str) -> bool:
+    """Whether a wrapped case writes to a disk."""
+    placement, skeletal = placement_and_skeletal(case)
+    return skeletal == "ssd" or placement == "ssd" or "ssd" in placement
+
+
+def _wrap(
+    case: str, model: PreTrainedModel, tile_tokens: int | None, spill_dir: str | None
+) -> None:
     import memo  # only wrapped cases need it: the others run as they would without memo
 
     placement, skeletal = placement_and_skeletal(case)
-    memo.wrap(model, tile_tokens=tile_tokens or "auto", placement=placement, skeletal=skeletal)
+    memo.wrap(
+        model,
+        tile_tokens=tile_tokens or "auto",
+        placement=placement,
+        skeletal=skeletal,
+        spill_dir=(spill_dir or tempfile.gettempdir()) if uses_disk(case) else None,
+    )

@@ -27,7 +27,7 @@ from transformers.utils import logging
 import memo
 from benchmarks import accounting, card, flops
 from benchmarks.cases import is_memo
-from benchmarks.contracts import Job, Outcome, Phase, Sample
+from benchmarks.contracts import Job, LaneUse, Outcome, Phase, Sample
 from benchmarks.cut import attention_cut
 from benchmarks.profiling import profile_step
 from benchmarks.step import SHORT_TOKENS, Step
@@ -67,6 +67,14 @@ def _held(step: Step, job: Job, steps: int) -> dict[str, Any]:
         report = memo.report(step.model)
         found["host_bytes"] = report.peak_bytes[Tier.HOST]
         found["exposed_s"] = sum(lane.exposed_s for lane in report.lanes.values()) / steps
+        found["lanes"] = {
+            str(name): LaneUse(
+                moved_bytes=lane.moved_bytes // steps,
+                busy_s=lane.busy_s / steps,
+                exposed_s=lane.exposed_s / steps,
+            )
+            for name, lane in report.lanes.items()
+        }
     return found
 
 

@@ -154,7 +154,7 @@ def job_of(options: Namespace) -> Job:
     )
 
 
-def _console() -> Console:
+def console() -> Console:
     """The terminal; in a file or a pipe, wide enough for the tables."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_COLUMNS)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tokens=options.tokens or PRESETS[options.preset].tokens,
         timeout_s=options.timeout_s,
         archive=Archive(job=job, path=options.json),
-        console=_console(),
+        console=console(),
     )
     if options.profile:
         modes.show_profiles(run)

@@ -52,7 +52,8 @@ class Job:
     """One measurement of one case at one length; `tile_tokens` None leaves it to `memo.wrap`.
 
     Of a `FIT`: `account_layers` is the number of layers, beyond the shape's own, whose memory is
-    accounted for, and attention is cut to `attention_tokens`; see `accounting` and `cut`.
+    accounted for, and attention is cut to `attention_tokens`; see `accounting` and `cut`. Cases
+    that use a disk use it in `spill_dir`.
     """
 
     shape: Shape
@@ -66,6 +67,7 @@ class Job:
     limit_bytes: int | None = None
     account_layers: int = 0
     attention_tokens: int | None = None
+    spill_dir: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,6 +107,17 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LaneUse:
+    """What one lane did in a step: bytes that it moved, seconds in which it did, and seconds in
+    which compute waited for it.
+    """
+
+    moved_bytes: int
+    busy_s: float
+    exposed_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """What one job gave. Fields that its phase doesn't measure keep their defaults.
 
@@ -115,7 +128,8 @@ class Sample:
     on the device (`capacity_bytes` is what the card has), `host_bytes` what is held on the host at
     the peak, `exposed_s` how long a step's compute waited for transfers. `step_flops` are a step's
     model FLOPs (`flops`), `wall_s` the process's whole life. `layer_bytes` and `layer_host_bytes`
-    are what one layer holds between forward and backward, on the device and on the host.
+    are what one layer holds between forward and backward, on the device and on the host. `lanes`
+    are what the lanes did in a step, by name.
     """
 
     case: str
@@ -142,6 +156,7 @@ class Sample:
     layer_host_bytes: int | None = None
     matmul_flops_per_s: float | None = None
     wall_s: float | None = None
+    lanes: dict[str, LaneUse] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -149,9 +164,11 @@ class Sample:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sample:
         profile = data.get("profile")
+        lanes = {name: LaneUse(**use) for name, use in data.get("lanes", {}).items()}
         typed = {
             "phase": Phase(data["phase"]),
             "outcome": Outcome(data["outcome"]),
             "profile": None if profile is None else Profile.from_json(profile),
+            "lanes": lanes,
         }
         return cls(**{**data, **typed})

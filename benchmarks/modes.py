@@ -61,6 +61,23 @@ def compare(run: Run, phases: Sequence[Phase], *, repeats: int, plot: Path | Non
         plots.save(run.job.shape, rows, plot)
 
 
+def grow_layers(run: Run, layers: Sequence[int]) -> None:
+    """Peaks of every case and length at several numbers of layers."""
+    shapes = [replace(run.job.shape, layers=number) for number in layers]
+    jobs = [
+        replace(run.job, shape=shape, case=case, tokens=tokens, phase=Phase.PEAK)
+        for case in run.cases
+        for tokens in run.tokens
+        for shape in shapes
+    ]
+    with _progress(run.console) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for job in jobs:
+            progress.update(task, description=f"{_name(job)}, {job.shape.layers} layers")
+            run.measure(job)
+            progress.advance(task)
+
+
 def search_longest(run: Run, *, limit_bytes: int, step_tokens: int, max_tokens: int) -> None:
     """The longest sequence that each case trains within `limit_bytes`, from the least length on."""
     pattern = replace(run.job, phase=Phase.FIT, limit_bytes=limit_bytes)

@@ -30,7 +30,7 @@ class Step:
         with self.device:
             self.model = build(job.shape, max(job.tokens, SHORT_TOKENS))
         self.model.train()
-        self.context = prepare(job.case, self.model, job.tile_tokens)
+        self.context = prepare(job.case, self.model, job.tile_tokens, job.spill_dir)
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
 

@@ -6,7 +6,7 @@ Read `contracts.py` first, then `opening.py`, `spool.py` and `request_queue.py`;
 models or training. `offload` is its only caller in training.
 """
 
-from ssd.buffers import aligned_buffer
+from ssd.buffers import LARGE_PAGE_BYTES, aligned_buffer
 from ssd.contracts import EngineKind, Extent, Operation, SpillError, SpillWarning, Verify
 from ssd.opening import open_spool
 from ssd.requests import Request
@@ -14,6 +14,7 @@ from ssd.spool import BLOCK_BYTES, Spool
 
 __all__ = [
     "BLOCK_BYTES",
+    "LARGE_PAGE_BYTES",
     "EngineKind",
     "Extent",
     "Operation",

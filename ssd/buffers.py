@@ -1,7 +1,6 @@
 """Memory that direct I/O takes: aligned, private, on large pages.
 
-Scope: one allocation, and where a buffer lies. The runtime brings buffers of its own; these are for
-probes and for whoever uses the spool without torch.
+Scope: one allocation, and where a buffer lies.
 """
 
 from __future__ import annotations

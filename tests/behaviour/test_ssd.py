@@ -26,7 +26,7 @@ from ssd import aligned_buffer
 from tests.behaviour.common import batch, held_bytes, models, plain_model, wrapped_model
 from tests.behaviour.state import assert_restored, state_of
 from tests.families.harness import assert_equal_grads, random_batch, train_step
-from tests.ssd.disk import open_descriptors
+from tests.ssd.disk import loop_device, open_descriptors
 
 SSD: dict[str, Any] = {"skeletal": "ssd", "placement": "ssd"}
 
@@ -228,3 +228,40 @@ def test_a_copy_of_a_wrapped_model_has_a_file_of_its_own(tmp_path: Path) -> None
     assert _disk(other)._spool is not _disk(wrapped)._spool
     expected, got = train_step(wrapped, batch()), train_step(other, batch())
     assert_equal_grads(got.grads, expected.grads)
+
+
+# ---- several disks, raw ones, and one whose directory goes ----
+
+
+def _equals_kept(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    memo.wrap(plain, tile_tokens=5, placement="keep")
+    expected, got = train_step(plain, batch()), train_step(model, batch())
+    assert_equal_grads(got.grads, expected.grads)
+
+
+def test_several_directories_share_the_work(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("one", "two")]
+    for place in places:
+        place.mkdir()
+    plain, wrapped = models(spill_dir=places, in_flight_bytes=0, **SSD)
+    _equals_kept(wrapped, plain)
+    assert len(_disk(wrapped)._spool.files) == 2
+
+
+def test_a_raw_device_serves(tmp_path: Path) -> None:
+    with loop_device(tmp_path) as device:
+        plain, wrapped = models(spill_dir=device, raw=True, in_flight_bytes=0, **SSD)
+        _equals_kept(wrapped, plain)
+        with pytest.raises(memo.SpillError, match=r"could not reserve.*the device has 16,777,216"):
+            _disk(wrapped).reserve(1 << 30)
+        _disk(wrapped).close()
+
+
+def test_a_directory_that_is_removed_in_training_is_not_missed(tmp_path: Path) -> None:
+    place = tmp_path / "spill"
+    place.mkdir()
+    plain, wrapped = models(spill_dir=place, in_flight_bytes=0, **SSD)
+    train_step(wrapped, batch())
+    place.rmdir()
+    wrapped.zero_grad()
+    _equals_kept(wrapped, plain)

@@ -128,6 +128,27 @@ def busy(folder: Path) -> None:
                 spool.read(extent, aligned_buffer(4 * MIB))
 
 
+def training(folder: Path) -> None:
+    """Train a wrapped model for ever, with everything on the disk."""
+    import memo
+    from tests.families.catalogue import family_named
+    from tests.families.harness import build, random_batch, train_step
+
+    model = memo.wrap(
+        build(family_named("llama")),
+        tile_tokens=5,
+        placement="ssd",
+        skeletal="ssd",
+        in_flight_bytes=0,
+        spill_dir=folder,
+        spill_bytes=16 * MIB,
+    )
+    train_step(model, random_batch(2, 23))
+    say("ready")
+    while True:
+        train_step(model, random_batch(2, 23))
+
+
 def say(*words: object) -> None:
     """A word a line."""
     sys.stdout.write("".join(f"{word}\n" for word in words))

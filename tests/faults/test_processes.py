@@ -44,10 +44,13 @@ def test_where_little_memory_may_be_locked_nothing_is_fixed_and_all_works() -> N
     assert "ulimit -l" in told[0]
 
 
-def test_a_killed_process_leaves_no_file_and_gives_its_space_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["busy", "training"])
+def test_a_killed_process_leaves_no_file_and_gives_its_space_back(
+    tmp_path: Path, script: str
+) -> None:
     with small_disk(tmp_path) as disk:
         before = _free_bytes(disk)
-        child = start_child("busy", disk)
+        child = start_child(script, disk)
         assert _free_bytes(disk) <= before - 16 * MIB
         time.sleep(0.3)
         assert child.poll() is None

@@ -266,3 +266,29 @@ def test_the_engine_can_be_told_its_buffers(tmp_path: Path, kind: EngineKind) ->
         memory[2 * MIB : 3 * MIB] = bytes(MIB)
         spool.read(extent, memory[2 * MIB : 3 * MIB]).wait()
         assert memory[2 * MIB : 3 * MIB] == buffer
+
+
+@pytest.mark.parametrize("disks", [1, 3])
+def test_a_spool_grows_and_keeps_what_is_in_it(tmp_path: Path, disks: int) -> None:
+    with open_spool(_folders(tmp_path, disks), disks * 4 * MIB) as spool:
+        first = [_put(spool, seed, 2 * MIB) for seed in range(2 * disks)]
+        with pytest.raises(SpillError):
+            spool.allocate(MIB)
+        spool.reserve(disks * 4 * MIB + 5 * MIB)
+        assert spool.free_bytes == 5 * MIB
+        assert sum(os.fstat(file.fd).st_size for file in spool.files) >= spool.size_bytes
+        more = _put(spool, 99, 4 * MIB)
+        for extent, source in [*first, more]:
+            assert _get(spool, extent) == source
+        spool.reserve(MIB)
+        assert spool.size_bytes == disks * 4 * MIB + 5 * MIB
+
+
+def test_a_spool_that_cannot_grow_is_as_it_was(tmp_path: Path) -> None:
+    with open_spool([tmp_path], 4 * MIB) as spool:
+        extent, source = _put(spool, 1)
+        with pytest.raises(SpillError, match="could not reserve"):
+            spool.reserve(1 << 60)
+        assert spool.size_bytes == 4 * MIB
+        assert os.fstat(spool.files[0].fd).st_size == 4 * MIB
+        assert _get(spool, extent) == source
