@@ -32,12 +32,18 @@ from memo.cli_options import (
     SkeletalOption,
     SpillDirOption,
     TileOption,
+    TokensOption,
     VerifyOption,
 )
 from memo.measure import is_out_of_memory
 from memo.training.contracts import Mode, OnStep, RefusedInputError, TrainSettings
 from memo.training.contracts import WrapOptions as Wrap
-from memo.training.options import parse_placement, parse_size_bytes, parse_tile_tokens
+from memo.training.options import (
+    parse_placement,
+    parse_size_bytes,
+    parse_tile_tokens,
+    parse_token_count,
+)
 
 if TYPE_CHECKING:
     from memo.training.demo import DemoSettings
@@ -60,7 +66,7 @@ def main() -> None:
 def train(
     model: ModelOption,
     data: Annotated[Path, typer.Option(help="A text or .jsonl file, or a folder of them.")],
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")],
+    tokens: TokensOption,
     output: Annotated[Path, typer.Option(help="Folder for the trained model; new or empty.")],
     glob: GlobOption = "*",
     steps: Annotated[
@@ -97,7 +103,7 @@ def train(
             model=model,
             data=data,
             glob=glob,
-            tokens=tokens,
+            tokens=parse_token_count("--tokens", tokens),
             output=output,
             steps=steps,
             lr=lr,
@@ -129,7 +135,7 @@ def demo(
         typer.Option(help="A text or .jsonl file, or a folder; Python's own library if not given."),
     ] = None,
     glob: GlobOption = "*",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence, one a step.")] = 2048,
+    tokens: TokensOption = "2048",
     steps: Annotated[
         int, typer.Option(min=4, help="Steps that each of the three trains; timed from the 4th on.")
     ] = 5,
@@ -167,7 +173,7 @@ def demo(
             model=model,
             data=data,
             glob=glob,
-            tokens=tokens,
+            tokens=parse_token_count("--tokens", tokens),
             steps=steps,
             lr=lr,
             max_grad_norm=max_grad_norm,

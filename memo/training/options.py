@@ -5,21 +5,11 @@ Only their spelling is checked here; whether `memo.wrap` takes the values is its
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from typing import Literal
 
 from memo.training.contracts import RefusedInputError
-
-_UNITS_BYTES = {
-    "": 1,
-    "B": 1,
-    "KB": 1000,
-    "MB": 1000**2,
-    "GB": 1000**3,
-    "KIB": 1024,
-    "MIB": 1024**2,
-    "GIB": 1024**3,
-}
+from planner.sizes import parse_bytes, parse_tokens
 
 
 def parse_tile_tokens(text: str) -> int | Literal["auto"]:
@@ -48,11 +38,20 @@ def parse_placement(text: str) -> str | dict[str, float]:
 
 
 def parse_size_bytes(option: str, text: str | None) -> int | None:
-    """Read a size such as 4GiB, 500MB or 1.5GiB; without a unit it is bytes."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    unit = None if match is None else _UNITS_BYTES.get(match[2].upper())
-    if match is None or unit is None:
-        raise RefusedInputError(f"{option}: got {text!r}, takes a size such as 4GiB")
-    return int(float(match[1]) * unit)
+    """Read a size such as 4GiB or 500MB."""
+    return None if text is None else _read(parse_bytes, option, text)
+
+
+def parse_token_count(option: str, text: str) -> int:
+    """Read a number of tokens such as 2048, 32k or 1M; a sequence to learn from has two."""
+    tokens = _read(parse_tokens, option, text)
+    if tokens < 2:
+        raise RefusedInputError(f"{option} is {text!r}: takes 2 tokens or more")
+    return tokens
+
+
+def _read(parse: Callable[[str, str], int], option: str, text: str) -> int:
+    try:
+        return parse(text, option)
+    except ValueError as error:
+        raise RefusedInputError(str(error)) from error
