@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 import memo
+from memo.bench.cli import app as bench_app
 from memo.cli_options import (
     DtypeOption,
     EnduranceOption,
@@ -55,6 +56,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback()

@@ -22,11 +22,6 @@ from offload.contracts import SpillError, TransferError
 from offload.disk import DiskCopy, DiskTransfer
 from offload.streams import Event
 
-_UNDER_WAY_BYTES = 64 << 20
-"""What the spool has in hand at a time, and at least two transfers: 16 blocks of 4 MiB, which keep
-any disk busy.
-"""
-
 
 class SpoolTransfer:
     """See `offload.disk.DiskTransfer`: a request that a thread makes when its time has come."""
@@ -81,7 +76,7 @@ class SpoolDisk:
     def __init__(self, spool: ssd.Spool, *, can_grow: bool) -> None:
         self._spool, self._can_grow = spool, can_grow
         self._is_fixing = True
-        self._under_way = _Writes()
+        self._under_way = _Writes(2 * spool.flight_bytes)
         self._writes = ThreadPoolExecutor(1, thread_name_prefix="memo-ssd-write")
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="memo-ssd-read")
         self.close = weakref.finalize(self, _close, (self._writes, self._reads), spool)
@@ -135,13 +130,16 @@ class SpoolDisk:
 
 @dataclass(slots=True)
 class _Writes:
-    """Those that the spool has in hand; one thread's alone."""
+    """Those that the spool has in hand, and how many bytes they may be; one thread's alone. At
+    least two keep the disk busy while one ends.
+    """
 
+    limit_bytes: int
     requests: deque[ssd.Request] = field(default_factory=deque)
     begun_bytes: int = 0
 
     def make_room(self) -> None:
-        while len(self.requests) > 1 and self._bytes > _UNDER_WAY_BYTES:
+        while len(self.requests) > 1 and self._bytes > self.limit_bytes:
             self.requests.popleft().settle()
 
     @property
@@ -218,7 +216,6 @@ def open_disk(
     Raises:
         SpillError: when a directory, its space or a device can't be had.
     """
-    least_bytes = ssd.BLOCK_BYTES * len(directories)
     with _in_our_words():
-        spool = ssd.open_spool(directories, size_bytes or least_bytes, verify=verify, raw=raw)
+        spool = ssd.open_spool(directories, size_bytes, verify=verify, raw=raw)
     return SpoolDisk(spool, can_grow=size_bytes is None)

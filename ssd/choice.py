@@ -30,16 +30,19 @@ _PROBE_S = 30.0
 _PATTERN = b"memo" * (_PROBE_BYTES // 4)
 
 
-def choose_engine(files: Sequence[SpoolFile], kind: EngineKind = EngineKind.AUTO) -> Engine:
-    """An engine that works on `files`. Their first bytes may be overwritten.
+def choose_engine(
+    files: Sequence[SpoolFile], kind: EngineKind = EngineKind.AUTO, *, depth: int | None = None
+) -> Engine:
+    """An engine that works on `files`, with so many attempts under way; None: its own number. The
+    files' first bytes may be overwritten.
 
     Raises:
         SpillError: when io_uring was asked for by name, and is refused.
     """
     if kind is EngineKind.THREADS:
-        return ThreadEngine()
+        return _threads(depth)
     try:
-        return proved_uring(files)
+        return proved_uring(files, depth=depth)
     except (ImportError, OSError) as error:
         if kind is EngineKind.URING:
             raise SpillError(
@@ -54,10 +57,14 @@ def choose_engine(files: Sequence[SpoolFile], kind: EngineKind = EngineKind.AUTO
             SpillWarning,
             stacklevel=3,
         )
-        return ThreadEngine()
+        return _threads(depth)
 
 
-def proved_uring(files: Sequence[SpoolFile]) -> Engine:
+def _threads(depth: int | None) -> Engine:
+    return ThreadEngine() if depth is None else ThreadEngine(threads=depth)
+
+
+def proved_uring(files: Sequence[SpoolFile], *, depth: int | None = None) -> Engine:
     """An io_uring engine that has written and read.
 
     Raises:
@@ -67,7 +74,7 @@ def proved_uring(files: Sequence[SpoolFile]) -> Engine:
     # Here and not above: elsewhere than on x86-64 Linux there is no such package.
     from ssd.uring import UringEngine
 
-    engine = UringEngine(files)
+    engine = UringEngine(files) if depth is None else UringEngine(files, depth=depth)
     try:
         _prove(engine, files[0])
     except OSError as error:

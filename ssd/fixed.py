@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import liburing
 
 from ssd.buffers import address_of
+from ssd.vectors import Vector
 
 _MAX_BYTES = 1 << 30
 """The kernel's limit for one entry."""
@@ -23,6 +24,8 @@ class FixedBuffers:
     def __init__(self, ring: liburing.Ring) -> None:
         self._ring = ring
         self._spans: list[tuple[int, int]] = []
+        # The kernel's pins stay on the memory, whatever lies at its address later.
+        self._held: list[memoryview] = []
 
     def replace(self, buffers: Sequence[memoryview]) -> int:
         """Make these the table, and return 0; or leave it empty, and return the errno."""
@@ -32,16 +35,20 @@ class FixedBuffers:
             for buffer in buffers
             for start in range(0, len(buffer), _MAX_BYTES)
         ]
+        spans = [(address_of(part), address_of(part) + len(part)) for part in parts]
+        vector = Vector(len(parts))
+        for index, (start, stop) in enumerate(spans):
+            vector.point(index, start, stop - start)
         try:
-            liburing.io_uring_register_buffers(self._ring, liburing.Iovec(parts))
+            liburing.io_uring_register_buffers(self._ring, vector.iovec)
         except OSError as error:
             return error.errno or errno.EIO
-        self._spans = [(address_of(part), address_of(part) + len(part)) for part in parts]
+        self._spans, self._held = spans, parts
         return 0
 
     def clear(self) -> None:
         if self._spans:
-            self._spans = []
+            self._spans, self._held = [], []
             liburing.io_uring_unregister_buffers(self._ring)
 
     def index_of(self, buffer: memoryview) -> int | None:
@@ -50,5 +57,7 @@ class FixedBuffers:
             return None
         start = address_of(buffer)
         stop = start + len(buffer)
-        spans = enumerate(self._spans)
-        return next((index for index, (low, high) in spans if low <= start and stop <= high), None)
+        for index, (low, high) in enumerate(self._spans):
+            if low <= start and stop <= high:
+                return index
+        return None

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from ssd.contracts import Attempt, Engine, Operation, Piece, SpillError
 from ssd.faults import TRANSIENT, spill_error
@@ -34,16 +35,19 @@ class _Open:
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """A piece on its way."""
+    """A piece on its way, and the last attempt at it."""
 
     owner: _Open
     piece: Piece
     moved_bytes: int = 0
     retries: int = 0
+    attempt: Attempt | None = None
 
     @property
     def rest(self) -> Piece:
         piece, moved = self.piece, self.moved_bytes
+        if not moved:
+            return piece
         return Piece(piece.file, piece.offset_bytes + moved, piece.buffer[moved:])
 
 
@@ -70,7 +74,8 @@ class RequestQueue:
         self._retry_pause_s = retry_pause_s
         self._check = check
         self._checkers = ThreadPoolExecutor(check_threads, thread_name_prefix="memo-ssd-check")
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._open: set[_Open] = set()
         self._tasks: deque[_Task] = deque()
         self._under_way = 0
@@ -84,28 +89,28 @@ class RequestQueue:
         Raises:
             SpillError: when the queue is closed.
         """
-        with self._changed:
+        size_bytes = sum([len(piece.buffer) for piece in pieces])
+        with self._lock:
             self._wait_for_room()
             if self._is_closed:
                 raise _closed(operation, pieces[0])
-            size_bytes = sum(len(piece.buffer) for piece in pieces)
             owner = _Open(Request(operation, size_bytes, self.pulse), len(pieces))
             self._open.add(owner)
-            self._tasks.extend(_Task(owner, piece) for piece in pieces)
-        self._fill()
+            self._tasks.extend([_Task(owner, piece) for piece in pieces])
+            ready = self._take_ready()
+        self._start_all(ready)
         return owner.request
 
     def close(self) -> None:
         """Drop what was not begun, wait for what was, and close the engine. Who waits for a dropped
         request gets a `SpillError`.
         """
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             dropped = list(self._tasks)
             self._tasks.clear()
-        for task in dropped:
-            self._settle(task, _closed(task.owner.request.operation, task.piece))
-        with self._changed:
+            for task in dropped:
+                self._settle(task, _closed(task.owner.request.operation, task.piece))
             self._changed.wait_for(lambda: not self._open)
         self._checkers.shutdown()
         self.engine.close()
@@ -113,32 +118,33 @@ class RequestQueue:
     # ---- pieces ----
 
     def _wait_for_room(self) -> None:
-        start_s = time.perf_counter()
-        self._changed.wait_for(lambda: len(self._open) < self._max_requests or self._is_closed)
-        self.waited_s += time.perf_counter() - start_s
+        if len(self._open) >= self._max_requests:
+            start_s = time.perf_counter()
+            self._changed.wait_for(lambda: len(self._open) < self._max_requests or self._is_closed)
+            self.waited_s += time.perf_counter() - start_s
 
-    def _fill(self) -> None:
-        """Keep the engine as busy as it goes."""
+    def _take_ready(self) -> list[_Task]:
+        """What keeps the engine as busy as it goes; with the lock held, and to be started after."""
         ready: list[_Task] = []
-        with self._changed:
-            while self._tasks and self._under_way < self.engine.depth:
-                ready.append(self._tasks.popleft())
-                self._under_way += 1
+        while self._tasks and self._under_way < self.engine.depth:
+            ready.append(self._tasks.popleft())
+            self._under_way += 1
+        return ready
+
+    def _start_all(self, ready: Sequence[_Task]) -> None:
         for task in ready:
             self._start(task)
 
     def _start(self, task: _Task) -> None:
-        def end(result: int) -> None:
-            self._end(task, attempt, result)
+        task.attempt = Attempt(task.owner.request.operation, task.rest, partial(self._end, task))
+        self.engine.start(task.attempt)
 
-        attempt = Attempt(task.owner.request.operation, task.rest, end)
-        self.engine.start(attempt)
-
-    def _end(self, task: _Task, attempt: Attempt, result: int) -> None:
+    def _end(self, task: _Task, result: int) -> None:
         """In a thread of the engine's."""
         self.pulse.beat_s = time.perf_counter()
-        request, piece = task.owner.request, task.piece
-        request.started_s = request.started_s or attempt.started_s
+        request, piece, attempt = task.owner.request, task.piece, task.attempt
+        if request.started_s is None and attempt is not None:
+            request.started_s = attempt.started_s
         # Direct I/O goes on at aligned offsets only.
         unit_bytes = piece.file.alignment.offset_bytes
         moved_bytes = max(result, 0) // unit_bytes * unit_bytes
@@ -161,32 +167,37 @@ class RequestQueue:
         timer.start()
 
     def _leave_engine(self, task: _Task, error: SpillError | None) -> None:
-        with self._changed:
+        """One stretch under the lock for all that an end changes: it is paid for each block."""
+        task.attempt = None  # which holds the task in turn: a cycle would keep the buffer alive
+        check = self._check if error is None else None
+        with self._lock:
             self._under_way -= 1
-        if error is None and self._check is not None:
-            self._checkers.submit(self._run_check, self._check, task)
-        else:
-            self._settle(task, error)
-        self._fill()
+            if check is None:
+                self._settle(task, error)
+            ready = self._take_ready()
+        if check is not None:
+            self._checkers.submit(self._run_check, check, task)
+        self._start_all(ready)
 
     def _run_check(self, check: Check, task: _Task) -> None:
-        self._settle(task, check(task.owner.request.operation, task.piece))
+        error = check(task.owner.request.operation, task.piece)
+        with self._lock:
+            self._settle(task, error)
 
     def _settle(self, task: _Task, error: SpillError | None) -> None:
-        """A piece is over; after an error the request's others are not begun."""
+        """A piece is over; after an error the request's others are not begun. With the lock."""
         owner = task.owner
-        with self._changed:
-            owner.pieces_left -= 1
-            if error is not None:
-                owner.error = owner.error or error
-                others = [other for other in self._tasks if other.owner is owner]
-                owner.pieces_left -= len(others)
-                for other in others:
-                    self._tasks.remove(other)
-            if owner.pieces_left == 0:
-                owner.request.finish(owner.error)
-                self._open.remove(owner)
-                self._changed.notify_all()
+        owner.pieces_left -= 1
+        if error is not None:
+            owner.error = owner.error or error
+            others = [other for other in self._tasks if other.owner is owner]
+            owner.pieces_left -= len(others)
+            for other in others:
+                self._tasks.remove(other)
+        if owner.pieces_left == 0:
+            owner.request.finish(owner.error)
+            self._open.remove(owner)
+            self._changed.notify_all()
 
 
 def _failure(task: _Task, result: int) -> SpillError:

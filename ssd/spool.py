@@ -85,6 +85,11 @@ class Spool:
         self._is_closed = False
         queue.pulse.places = ", ".join(sorted({str(file.directory) for file in files}))
 
+    @property
+    def flight_bytes(self) -> int:
+        """What keeps the engine busy."""
+        return self.queue.engine.depth * self._block_bytes
+
     # ---- space ----
 
     @property

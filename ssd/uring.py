@@ -22,9 +22,10 @@ from queue import SimpleQueue
 
 import liburing
 
-from ssd.buffers import aligned_buffer
+from ssd.buffers import address_of, aligned_buffer
 from ssd.contracts import Attempt, Operation, Piece, SpillWarning, SpoolFile
 from ssd.fixed import FixedBuffers
+from ssd.vectors import Vector
 
 _LIMITS = frozenset({errno.ENOMEM, errno.EPERM})
 _TRIAL_BYTES = 4096
@@ -39,13 +40,14 @@ class _Flight:
     """An attempt that the kernel has, and what it reads until the attempt's end."""
 
     attempt: Attempt
-    iovec: liburing.Iovec
+    vector: Vector
 
 
 class UringEngine:
     """See `ssd.contracts.Engine`. `files` are registered, and outlive the engine; others work too.
 
     Raises:
+        ImportError: when this version of the binding is not known here.
         OSError: when the kernel refuses a ring.
     """
 
@@ -59,6 +61,7 @@ class UringEngine:
         self._tokens = itertools.count(1)
         self._waiting: deque[Attempt] = deque()
         self._flying: dict[int, _Flight] = {}
+        self._vectors = [Vector() for _ in range(depth)]
         self._fixed = FixedBuffers(self._ring)
         self._table_lock = threading.Lock()
         self._broken_errno = 0
@@ -112,6 +115,8 @@ class UringEngine:
 
     def _submit(self) -> int:
         """Hand what has come to the kernel, as far as the depth goes."""
+        if not self._waiting:
+            return 0
         with self._table_lock:
             tokens: list[int] = []
             while self._waiting and len(self._flying) < self.depth and not self._broken_errno:
@@ -125,13 +130,14 @@ class UringEngine:
     def _prepare(self, attempt: Attempt) -> int:
         """Lay an attempt into the ring, and return its token."""
         token = next(self._tokens)
-        iovec = liburing.Iovec([attempt.piece.buffer])
+        vector = self._vectors.pop()
+        vector.point(0, address_of(attempt.piece.buffer), len(attempt.piece.buffer))
         sqe = liburing.io_uring_get_sqe(self._ring)
         assert sqe is not None
-        self._describe(sqe, attempt, iovec)
+        self._describe(sqe, attempt, vector.iovec)
         sqe.user_data = token
         attempt.started_s = time.perf_counter()
-        self._flying[token] = _Flight(attempt, iovec)
+        self._flying[token] = _Flight(attempt, vector)
         return token
 
     def _describe(self, sqe: liburing.SQE, attempt: Attempt, iovec: liburing.Iovec) -> None:
@@ -184,6 +190,7 @@ class UringEngine:
             entry = self._cqe[0]
             flight, result = self._flying.pop(entry.user_data), _result_of(entry)
             liburing.io_uring_cqe_seen(self._ring, entry)
+            self._vectors.append(flight.vector)
             flight.attempt.end(result)
         return count
 

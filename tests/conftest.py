@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def one_thread() -> None:
     """Compute with one thread: tiny matrices gain nothing from more, and busy machines lose."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Be in nobody's home: what was measured and saved there must not decide here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ def parse_placement(text: str) -> str | dict[str, float]:
 
 
 def parse_size_bytes(option: str, text: str | None) -> int | None:
-    """Read a size such as 4GiB or 500MB."""
+    """Read a size such as 4GiB or 500MB, if there is one."""
     return None if text is None else _read(parse_bytes, option, text)
 
 
