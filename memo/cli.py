@@ -1,7 +1,8 @@
 """The command line, `memo`: what it takes, what it prints, and how it fails.
 
 Each command turns its options into one settings object and hands it on; the work is in
-`memo.training`. Heavy imports happen inside the commands, so that `memo --help` is quick.
+`memo.training`, and commands beside training have files of their own. Heavy imports happen inside
+the commands, so that `memo --help` is quick.
 An error is one line on standard error (what, why, what to do) and an exit status of 1.
 """
 
@@ -12,13 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-import memo
 from memo.bench.cli import app as bench_app
+from memo.cli_errors import fail, one_line_errors
 from memo.cli_options import (
     DtypeOption,
     EnduranceOption,
@@ -36,8 +37,8 @@ from memo.cli_options import (
     TokensOption,
     VerifyOption,
 )
-from memo.measure import is_out_of_memory
-from memo.training.contracts import Mode, OnStep, RefusedInputError, TrainSettings
+from memo.doctor.cli import doctor
+from memo.training.contracts import Mode, OnStep, TrainSettings
 from memo.training.contracts import WrapOptions as Wrap
 from memo.training.options import (
     parse_placement,
@@ -59,6 +60,7 @@ app = typer.Typer(
 
 
 app.add_typer(bench_app, name="bench")
+app.command()(doctor)
 
 
 @app.callback()
@@ -102,7 +104,7 @@ def train(
 
     A run that was stopped goes on bit for bit with --resume and the same options.
     """
-    with _one_line_errors() as console:
+    with _command() as console:
         settings = TrainSettings(
             model=model,
             data=data,
@@ -170,7 +172,7 @@ def demo(
 
     Runs on the CPU, each case in its own process. Writes memory.png and comparison.json.
     """
-    with _one_line_errors() as console:
+    with _command() as console:
         from memo.training.demo import DemoSettings
 
         settings = DemoSettings(
@@ -214,7 +216,7 @@ def _train(settings: TrainSettings, console: Console) -> None:
             advance = open_bar("training", run.last_step, run.first_step)
             outcome = run.train(on_step=advance)
     except KeyboardInterrupt:
-        _fail(f"interrupted: {run.how_to_go_on()}", status=130)
+        fail(f"interrupted: {run.how_to_go_on()}", status=130)
     console.print(outcome.report, markup=False, highlight=False)
     console.print(f"saved after step {run.last_step:,}: {outcome.output}")
 
@@ -246,33 +248,17 @@ def _demo(settings: DemoSettings, console: Console) -> None:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[Console]:
-    """Yield the console, and turn what a user can act on into one line and an exit status."""
-    console = Console(soft_wrap=True, highlight=False)
-    # Ended from outside, a command still ends its child processes and removes its temporary files.
+def _command() -> Iterator[Console]:
+    """Yield the console; ended from outside, a command still ends its child processes and removes
+    its temporary files.
+    """
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    less_memory = "fewer --tokens, --placement recompute, or --skeletal host or ssd"
     try:
-        yield console
-    except (RefusedInputError, memo.MemoError) as exc:
-        _fail(str(exc))
-    except OSError as exc:
-        _fail(f"{exc.filename or 'a file'}: {exc.strerror or exc}")
-    except (MemoryError, RuntimeError) as exc:
-        if not is_out_of_memory(exc):
-            raise
-        _fail(
-            "out of memory: take fewer --tokens, --placement recompute, or --skeletal host or ssd "
-            f"({str(exc).splitlines()[0] if str(exc) else 'no details'})"
-        )
+        with one_line_errors(less_memory=less_memory):
+            yield Console(soft_wrap=True, highlight=False)
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _fail(message: str, *, status: int = 1) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"error: {message}", style="bold red", markup=False
-    )
-    raise typer.Exit(status)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from memo.bench.options import parse_count, parse_list, parse_size_bytes
+from memo.cli_errors import one_line_errors
 from memo.training.contracts import RefusedInputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 app = typer.Typer(name="bench", no_args_is_help=True, help="Measure what this machine does.")
 
 _STDOUT = "-"
+_LESS_MEMORY = "smaller --blocks or --depths"
+_INTERRUPTED = "interrupted: nothing of this directory was saved, and its file is gone"
 
 
 @app.callback()
@@ -62,7 +65,12 @@ def bench_ssd(
     The file is anonymous, and gone afterwards. The best setting is kept in ~/.cache/memo/ssd.json.
     """
     console = Console(soft_wrap=True, highlight=False, stderr=json_to == _STDOUT)
-    with _one_line_errors(), _warnings_shown(console):
+    from ssd.contracts import SpillError
+
+    with (
+        one_line_errors(SpillError, less_memory=_LESS_MEMORY, interrupted=_INTERRUPTED),
+        _warnings_shown(console),
+    ):
         plan = _plan(size, blocks, depths, rounds, engines, fio)
         results: list[Result] = []
         for directory in dict.fromkeys(directories or [Path()]):
@@ -147,26 +155,3 @@ def _warnings_shown(console: Console) -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    from ssd.contracts import SpillError
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail("interrupted: nothing of this directory was saved, and its file is gone", status=130)
-    except (RefusedInputError, SpillError) as error:
-        _fail(str(error))
-    except MemoryError as error:
-        _fail(f"out of memory: take smaller --blocks or --depths ({error})")
-    except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-
-
-def _fail(message: str, *, status: int = 1) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"error: {message}", style="bold red", markup=False
-    )
-    raise typer.Exit(status)
