@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from offload.budget import Budget
-from offload.contracts import Lane, MemoError, Tier, TransferError
-from offload.disk import Disk, DiskTransfer
+from offload.contracts import Lane, MemoError, Tier
+from offload.disk import Disk, DiskCopy, DiskTransfer
 from offload.host_pool import Extent, HostPool
 from offload.meter import Meter
 from offload.parcels import Parcel
@@ -47,7 +47,7 @@ class HostSpace:
     _leaving: deque[tuple[Parcel, tuple[Event, ...]]] = field(default_factory=deque)
     _transfers: deque[tuple[Lane, DiskTransfer, int]] = field(default_factory=deque)
     _overflown_bytes: int = 0
-    _failure: TransferError | None = None
+    _failed: DiskCopy | None = None
 
     # ---- what the transfer engine calls ----
 
@@ -207,13 +207,23 @@ class HostSpace:
     def _end_write(self, parcel: Parcel) -> None:
         """After a failure the bytes are here alone, and the next demand for room is told."""
         if parcel in self._here and parcel.copy is not None and not parcel.copy.is_whole:
-            self._failure = parcel.copy.write.error
-            self._forget_copy(parcel)
+            self._forget_failed()
+            self._failed, parcel.copy = parcel.copy, None
+            self._overflown_bytes -= parcel.size_bytes if parcel.tier is Tier.HOST else 0
 
     def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        if self._failed is not None:
+            self._failed.write.settle()  # it is told now, and need not be when its place is freed
+            error = self._failed.write.error
+            self._forget_failed()
+            assert error is not None
+            raise error
+
+    def _forget_failed(self) -> None:
+        if self._failed is not None:
+            assert self.disk is not None
+            self.disk.free(self._failed)
+            self._failed = None
 
     def _let_leave(self) -> None:
         """Give back what was released, once no transfer is under way in it."""
@@ -230,7 +240,7 @@ class HostSpace:
         self._forget_copy(parcel)
         parcel.extent = parcel.fetch = None
         if not self._here:  # that step is over
-            self._failure = None
+            self._forget_failed()
 
     # ---- counting ----
 

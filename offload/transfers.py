@@ -15,16 +15,14 @@ the budget: when room is needed, compute waits for the oldest write and lets its
 makes the host wait beside a GPU: compute's stream waits, and memory is given back in that stream's
 order. The default budget, twice the largest group, is MEMO's two rounding buffers.
 
-Parcels of one layer call are a *group*. They are brought back in the order in which backward wants
-them: the last group first, and within a group by `Turn`, then as they came. Those that lie on a
-disk come to the host ahead of that, as far as there is room.
+Parcels come back in the order in which backward wants them (`groups.py`). Those that lie on a disk
+come to the host ahead of that, as far as there is room.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -34,6 +32,7 @@ from torch import Tensor
 from offload.budget import ROUNDING_BUFFERS, Budget
 from offload.contracts import INPLACE, Lane, MemoError, Tier, TransferError, Turn
 from offload.disk import Disk
+from offload.groups import Groups
 from offload.host_pool import Extent, HostPool
 from offload.host_space import HostSpace
 from offload.meter import Meter, Span, Work
@@ -53,11 +52,11 @@ class HostTier:
     disk: Disk | None = None
     space: HostSpace = field(init=False)
     _flying: deque[Parcel] = field(default_factory=deque)
-    _groups: dict[int, list[Parcel]] = field(default_factory=dict)
-    _next_group: int = 0
+    groups: Groups = field(init=False)
     _dropped: deque[Parcel] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.groups = Groups(self.budget)
         self.space = HostSpace(self.pool, self.meter, self.budget, self.disk)
 
     # ---- what the store calls ----
@@ -79,8 +78,7 @@ class HostTier:
             self._make_room(size_bytes)
             extent = self.space.take(size_bytes, tier)
             parcel = self._write(turn, tier, items, sources, extent)
-        insort(self._groups.setdefault(parcel.group, []), parcel, key=lambda p: p.turn)
-        self.budget.open_group_bytes += parcel.size_bytes
+        self.groups.add(parcel)
         try:
             self._fly(parcel)
             self.space.keep(parcel)
@@ -128,15 +126,11 @@ class HostTier:
         Raises:
             SpillError: when the disk has no room for as many groups as are expected.
         """
-        parcels = self._groups.get(self._next_group, [])
-        if not parcels:
-            return
+        parcels = self.groups.close()
         size_bytes = sum(parcel.size_bytes for parcel in parcels)
-        self.budget.open_group_bytes = 0
         if size_bytes > self.budget.largest_group_bytes:
             self.budget.largest_group_bytes = size_bytes
             self._reserve(sum(p.size_bytes for p in parcels if p.tier is Tier.SSD), size_bytes)
-        self._next_group += 1
 
     def _reserve(self, spilled_bytes: int, size_bytes: int) -> None:
         """Have room for as many more groups of this kind as are expected."""
@@ -194,7 +188,7 @@ class HostTier:
         written = lane.record()
         self.meter.measure(Lane.D2H, Work.COPY, start, written, extent.size_bytes)
         home = self.streams.current()
-        return Parcel(self._next_group, turn, tier, items, extent, written, sources, home)
+        return Parcel(self.groups.number, turn, tier, items, extent, written, sources, home)
 
     def _retire(self, parcel: Parcel) -> None:
         """WRITING to STORED: once compute waits for the copy, its memory may be used again."""
@@ -238,7 +232,7 @@ class HostTier:
     def _prefetch(self, after: Parcel) -> None:
         """Begin to bring back what backward needs next, as far as the budgets go."""
         has_room = True
-        for parcel in self._following(after):
+        for parcel in self.groups.following(after):
             if parcel.state is State.STORED:
                 if not self.space.fetch(parcel):
                     return
@@ -254,12 +248,6 @@ class HostTier:
             self._land(parcel)
             self._fly(parcel)
         return True
-
-    def _following(self, after: Parcel) -> Iterator[Parcel]:
-        own = self._groups[after.group]
-        yield from own[own.index(after) + 1 :]
-        for group in sorted((g for g in self._groups if g < after.group), reverse=True):
-            yield from self._groups[group]
 
     # ---- the budget ----
 
@@ -292,17 +280,9 @@ class HostTier:
                 self._take_landing(parcel)
         finally:  # a copy that failed is told, and its memory is free all the same
             parcel.state, parcel.sources = State.GONE, ()
-            self._leave_group(parcel)
+            self.groups.remove(parcel)
             users = (parcel.written, parcel.landed)
             self.space.release(parcel, [user for user in users if user is not None])
-
-    def _leave_group(self, parcel: Parcel) -> None:
-        group = self._groups[parcel.group]
-        group.remove(parcel)
-        if parcel.group == self._next_group:
-            self.budget.open_group_bytes -= parcel.size_bytes
-        if not group:
-            del self._groups[parcel.group]
 
     # ---- waiting, and who waits ----
 

@@ -222,6 +222,8 @@ def test_bytes_whose_write_failed_are_still_here(tmp_path: Path) -> None:
     while tier.space._writing:  # nobody waits for it
         tier.sweep()
     assert torch.equal(tier.load(parcel)[0], _numbers(7))
+    tier.drop(parcel)
+    tier.sweep()
     with pytest.warns(ssd.SpillWarning, match="could not write"):
         tier.save([_numbers(1)], tier=Tier.SSD)
 

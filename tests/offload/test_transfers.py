@@ -75,7 +75,7 @@ def test_nothing_grows_over_steps() -> None:
         _backward(tier, _forward(tier, layers=4, parcels=3))
         tier.streams.synchronize()
         tier.sweep()
-        state = (tier._flying, tier._groups, tier._dropped, tier.meter._pending)
+        state = (tier._flying, tier.groups, tier._dropped, tier.meter._pending)
         assert [len(part) for part in state] == [0, 0, 0, 0]
         sizes.append((tier.pool.size_bytes, tier.pool.free_bytes))
     assert len(set(sizes)) == 1
@@ -211,7 +211,7 @@ def test_a_failed_copy_from_the_host_is_an_error_and_may_be_tried_again() -> Non
 
 def _assert_usable(tier: HostTier) -> None:
     tier.sweep()
-    assert (tier._groups, len(tier._flying)) == ({}, 0)
+    assert (len(tier.groups), len(tier._flying)) == (0, 0)
     assert tier.pool.free_bytes == tier.pool.size_bytes
     tier.streams = ThreadStreams()
     assert torch.equal(tier.load(tier.save([_numbers(7)]))[0], _numbers(7))
@@ -225,5 +225,5 @@ def test_a_forwarded_parcel_whose_copy_fails_is_told_and_freed() -> None:
     tier.drop(parcel)
     with pytest.raises(TransferError):
         tier.sweep()
-    assert (tier._groups, len(tier._flying)) == ({}, 0)
+    assert (len(tier.groups), len(tier._flying)) == (0, 0)
     assert tier.pool.free_bytes == tier.pool.size_bytes

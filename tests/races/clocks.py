@@ -39,8 +39,10 @@ class Clock:
 
     def learn(self, known: Mapping[str, int]) -> None:
         """What comes from here on comes after all that."""
+        mine = self.known
         for name, work in known.items():
-            self.known[name] = max(self.known.get(name, 0), work)
+            if mine.get(name, -1) < work:
+                mine[name] = work
 
     def knows(self, access: Access) -> bool:
         return self.known.get(access.stream, 0) >= access.work
@@ -54,7 +56,9 @@ class Victim(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Bytes `[start, stop)` of a storage, read or written as a stream's `work`-th work."""
+    """Bytes `[start, stop)` of a storage, read or written as a stream's `work`-th work; `is_sure`:
+    nobody can call it off.
+    """
 
     stream: str
     work: int
@@ -62,6 +66,7 @@ class Access:
     stop: int
     is_write: bool
     copy: Victim | None = None
+    is_sure: bool = True
 
     def __str__(self) -> str:
         return f"{self.stream} {'writes' if self.is_write else 'reads'} [{self.start}, {self.stop})"
@@ -72,7 +77,7 @@ class Access:
 
     def replaces(self, old: Access) -> bool:
         """Whether who comes after this one comes after the old one too."""
-        covers = self.start <= old.start and old.stop <= self.stop
+        covers = self.is_sure and self.start <= old.start and old.stop <= self.stop
         return covers and (self.is_write or (self.stream == old.stream and not old.is_write))
 
 
@@ -108,12 +113,35 @@ class Region:
     start: int
     stop: int
 
+    @property
+    def size_bytes(self) -> int:
+        return self.stop - self.start
+
     def storage(self) -> torch.UntypedStorage | None:
         """The storage, if somebody still holds it."""
         return torch.UntypedStorage._new_with_weak_ptr(self.memory.ref.cdata)
 
-    def access(self, clock: Clock, *, is_write: bool, copy: Victim | None = None) -> Access:
-        return Access(clock.name, clock.work, self.start, self.stop, is_write, copy)
+    def access(
+        self, clock: Clock, *, is_write: bool, copy: Victim | None = None, is_sure: bool = True
+    ) -> Access:
+        return Access(clock.name, clock.work, self.start, self.stop, is_write, copy, is_sure)
+
+    def unknown_to(self, clock: Clock) -> list[Access]:
+        """What was done here, or will be, and may not be over for all that the clock knows."""
+        return [a for a in self.memory.accesses if self._meets(a) and not clock.knows(a)]
+
+    def withdraw(self, clock: Clock) -> None:
+        """That stream was never here."""
+        accesses = self.memory.accesses
+        self.memory.accesses = [access for access in accesses if access.stream != clock.name]
+
+    def forget(self, clock: Clock) -> None:
+        """What was done here and is over for all that the clock knows."""
+        known = [a for a in self.memory.accesses if self._meets(a) and clock.knows(a)]
+        self.memory.accesses = [a for a in self.memory.accesses if a not in known]
+
+    def _meets(self, access: Access) -> bool:
+        return self.start < access.stop and access.start < self.stop
 
     def poison(self) -> None:
         storage = self.storage()
@@ -122,9 +150,12 @@ class Region:
 
 
 class Ledger:
-    """All memory that a stream was seen to touch."""
+    """All memory that a stream was seen to touch; `lanes_were_in`: what is looked at when it is
+    freed.
+    """
 
     def __init__(self) -> None:
+        self.lanes_were_in: dict[Memory, None] = {}
         self._memories: dict[int, Memory] = {}
 
     def adopt(self, tensor: Tensor, owner: Clock) -> None:
@@ -137,16 +168,14 @@ class Ledger:
         current stream.
         """
         size, start = tensor.element_size(), int(tensor.storage_offset())
-        pairs = zip(tensor.shape, tensor.stride(), strict=True)
-        last = start + sum((length - 1) * stride for length, stride in pairs)
-        stop = (last + 1 if tensor.numel() else start) * size
-        return Region(self._memory(tensor.untyped_storage(), current), start * size, stop)
+        memory = self._memory(tensor.untyped_storage(), current)
+        return Region(memory, start * size, (start + _reach(tensor)) * size)
 
     def freed(self) -> Iterator[Access]:
         """What storages that are gone by now were not safe from; each is told once."""
-        for key, memory in list(self._memories.items()):
+        for memory in list(self.lanes_were_in):
             if memory.ref.expired():
-                del self._memories[key]
+                del self.lanes_were_in[memory]
                 yield from memory.unprotected()
 
     def _memory(self, storage: torch.UntypedStorage, home: Clock) -> Memory:
@@ -157,3 +186,11 @@ class Ledger:
             earlier = Access(home.name, home.work, 0, storage.nbytes(), is_write=True)
             self._memories[key].accesses.append(earlier)
         return self._memories[key]
+
+
+def _reach(tensor: Tensor) -> int:
+    """Elements from its first to its last in memory."""
+    if tensor.numel() == 0 or tensor.is_contiguous():
+        return tensor.numel()
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((length - 1) * stride for length, stride in pairs)

@@ -6,6 +6,8 @@ Scope: a dispatch mode that tells `DoubleStreams`. Without it compute has no clo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,27 @@ from tests.races.double import DoubleStreams
 _ALLOCATES = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
 _SYNCS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """What the host must know to go on: on a GPU it waits for compute there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Of an operation. `written`: the arguments that it writes to, by place and name."""
+
+    is_view: bool
+    allocates: bool
+    syncs: bool
+    written: tuple[tuple[int, str], ...]
+
+
+@cache
+def _kind(func: torch._ops.OpOverload[..., Any]) -> _Kind:
+    arguments = enumerate(func._schema.arguments)
+    return _Kind(
+        is_view=func.is_view or torch.Tag.inplace_view in func.tags,
+        allocates=func._opname in _ALLOCATES,
+        syncs=any(tag in _SYNCS for tag in func.tags),
+        written=tuple((n, a.name) for n, a in arguments if a.alias_info and a.alias_info.is_write),
+    )
 
 
 class Compute(TorchDispatchMode):
@@ -34,10 +57,10 @@ class Compute(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         assert isinstance(func, torch._ops.OpOverload)
-        kwargs = kwargs or {}
-        if func.is_view or torch.Tag.inplace_view in func.tags:
+        kwargs, kind = kwargs or {}, _kind(func)
+        if kind.is_view:
             return func(*args, **kwargs)
-        if func._opname in _ALLOCATES:
+        if kind.allocates:
             return self._allocate(func(*args, **kwargs))
         return self._work(func, args, kwargs)
 
@@ -49,7 +72,7 @@ class Compute(TorchDispatchMode):
     def _work(
         self, func: torch._ops.OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        self._streams.operation_syncs += any(tag in _SYNCS for tag in func.tags)
+        self._streams.operation_syncs += _kind(func).syncs
         given = list(_tensors((*args, *kwargs.values())))
         self._streams.compute_works(given, _written(func, args, kwargs))
         made = func(*args, **kwargs)
@@ -62,9 +85,8 @@ class Compute(TorchDispatchMode):
 def _written(
     func: torch._ops.OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[Tensor]:
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(args[index] if index < len(args) else kwargs.get(argument.name))
+    for index, name in _kind(func).written:
+        yield from _tensors(args[index] if index < len(args) else kwargs.get(name))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

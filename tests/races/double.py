@@ -20,7 +20,6 @@ where it is watched; unwatched, a landing buffer that nobody waited for holds Na
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -28,10 +27,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from offload.host_pool import Extent, HostPool
-from offload.streams import Event
-from tests.races.clocks import POISON, Access, Clock, Ledger, Region
-from tests.races.queues import Copy, DoubleEvent, DoubleStream
+from tests.races.clocks import Access, Clock, Ledger, Region
+from tests.races.queues import Copy, DoubleEvent, DoubleStream, Queue, once_passed
 
 _STEP_S = 1e-3
 """Between one event and the next, on the double's own clock."""
@@ -58,11 +55,11 @@ class DoubleStreams:
         self.violations: list[str] = []
         self.ran: list[str] = []
         self.host_syncs = self.operation_syncs = self.polls = 0
-        self._host, self._ledger, self._steps = Clock("host"), Ledger(), 0
+        self.host, self._ledger, self._steps = Clock("host"), Ledger(), 0
         self._active = [self.compute]
-        self._streams = (self.d2h, self.h2d, self.compute, self.side)
-        # Some seeds starve one lane, some the other.
-        self._favour = {stream.name: 0.01 + self._random.random() ** 2 for stream in self._streams}
+        self._queues: list[Queue] = []
+        self._favour: dict[str, float] = {}
+        self.add(self.d2h, self.h2d, self.compute, self.side)
         self._faults: dict[int, Exception] = {}
 
     # ---- the protocol ----
@@ -82,7 +79,7 @@ class DoubleStreams:
 
     def host_memory(self, size_bytes: int) -> Tensor:
         memory = torch.empty(size_bytes, dtype=torch.uint8)
-        self._ledger.adopt(memory, self._host)
+        self._ledger.adopt(memory, self.host)
         self.region(memory).poison()
         return memory
 
@@ -91,8 +88,8 @@ class DoubleStreams:
         self.host_syncs += 1
         while self._step():
             pass
-        for stream in self._streams:
-            self._host_learns(stream.clock.known)
+        for queue in self._queues:
+            self.host_learns(queue.clock.known)
 
     # ---- what the harness says ----
 
@@ -130,7 +127,13 @@ class DoubleStreams:
         for tensor in writes:
             self.touch(self.region(tensor), self.running.clock, is_write=True)
 
-    # ---- what streams ask for ----
+    # ---- what streams, and whoever stands beside them, ask for ----
+
+    def add(self, *queues: Queue) -> None:
+        """Let the adversary run them, too. Some seeds starve one, some another."""
+        for queue in queues:
+            self._queues.append(queue)
+            self._favour[queue.name] = 0.01 + self._random.random() ** 2
 
     @property
     def running(self) -> DoubleStream:
@@ -140,7 +143,7 @@ class DoubleStreams:
     def turn(self) -> None:
         """The adversary's."""
         for access in self._ledger.freed():
-            self._found(f"memory was freed while {access}", access)
+            self.found(f"memory was freed while {access}", access)
         while self._random.random() < self.eagerness:
             if not self._step():
                 return
@@ -157,16 +160,44 @@ class DoubleStreams:
             self._catch_up()
 
     def ask(self, event: DoubleEvent) -> bool:
-        """Whether it is done. The host then knows, and what it submits later comes after; but what
-        it knows of compute is luck, and no lane may count on it.
-        """
+        """Whether it is done, and the host knows if it is."""
         self.turn()
         self.polls += 1
         if event.passed_s is None:
             return False
-        lanes = (self.d2h.name, self.h2d.name)
-        self._host_learns({lane: event.known.get(lane, 0) for lane in lanes})
+        self.host_saw(event.known)
         return True
+
+    def wait_for(self, event: DoubleEvent) -> None:
+        """The host stops for it."""
+        self.turn()
+        self.host_syncs += 1
+        event.force()
+        self.host_learns(event.known)
+
+    def host_saw(self, known: Mapping[str, int]) -> None:
+        """The host found that to be over, and what it submits later comes after; but what it knows
+        of compute is luck, and no lane may count on it.
+        """
+        computes = (self.compute.name, self.side.name)
+        self.host_learns({name: work for name, work in known.items() if name not in computes})
+
+    def host_learns(self, known: Mapping[str, int]) -> None:
+        """The host has waited for that."""
+        for clock in (self.host, *(queue.clock for queue in self._queues)):
+            clock.learn(known)
+
+    def gave_back(self, memory: Tensor, events: Sequence[DoubleEvent]) -> None:
+        """Host memory is another's once `events` have passed, and holds NaN from then on. Who used
+        it must be over by what the host knows, or by the events.
+        """
+        self.turn()
+        next_user, region = Clock("next user"), self.region(memory)
+        for known in (self.host.known, *(event.known for event in events)):
+            next_user.learn(known)
+        for access in region.unknown_to(next_user):
+            self.found(f"host memory was given back while {access}", access)
+        once_passed(events, region.poison)
 
     def step_s(self) -> float:
         """The time, which goes on."""
@@ -192,17 +223,29 @@ class DoubleStreams:
         self, region: Region, clock: Clock, *, is_write: bool, copy: Copy | None = None
     ) -> None:
         """Note an access, and what it races with."""
-        access = region.access(clock, is_write=is_write, copy=copy)
+        self.note(region, region.access(clock, is_write=is_write, copy=copy), clock)
+
+    def note(self, region: Region, access: Access, clock: Clock) -> None:
+        """The same, for one that is made."""
+        if access.copy is not None:
+            self._ledger.lanes_were_in[region.memory] = None
         for old in region.memory.touch(access, clock):
-            self._found(f"{access}, which no event orders after: {old}", access, old)
+            self.found(f"{access}, which no event orders after: {old}", access, old)
+
+    def found(self, violation: str, *accesses: Access) -> None:
+        """Tell a violation, and spoil the copies that have part in it."""
+        self.violations.append(violation)
+        for access in accesses:
+            if access.copy is not None:
+                access.copy.spoil()
 
     # ---- within ----
 
     def _step(self) -> bool:
         """Let a stream run one piece of its work, if any has some."""
-        busy = [stream for stream in self._streams if not stream.is_idle]
+        busy = [queue for queue in self._queues if not queue.is_idle]
         if busy:
-            weights = [self._favour[stream.name] for stream in busy]
+            weights = [self._favour[queue.name] for queue in busy]
             self._random.choices(busy, weights)[0].step()
         return bool(busy)
 
@@ -210,24 +253,3 @@ class DoubleStreams:
         # Compute runs at once: by now it must have waited for what it was told to wait for.
         if not self.running.is_lane:
             self.running.drain()
-
-    def _host_learns(self, known: Mapping[str, int]) -> None:
-        for clock in (self._host, *(stream.clock for stream in self._streams)):
-            clock.learn(known)
-
-    def _found(self, violation: str, *accesses: Access) -> None:
-        self.violations.append(violation)
-        for access in accesses:
-            if access.copy is not None:
-                access.copy.spoil()
-
-
-class PoisoningPool(HostPool):
-    """A pool whose free bytes are NaN from the moment at which the host gives them back, which is
-    sooner than their events ask for: the engine gives back only what compute has waited for.
-    """
-
-    def give_back(self, extent: Extent, events: Sequence[Event]) -> None:
-        memory = extent.memory
-        ctypes.memset(memory.data_ptr(), POISON, memory.numel())
-        super().give_back(extent, events)

@@ -1,13 +1,14 @@
 """A stream of the double: its queue, and the work in it.
 
 Scope: events, waits and copies, and how each runs. When one runs, and what is a race, is
-`double.py`'s.
+`double.py`'s; a disk's lanes, whose work has no order, are in `disk.py`.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,8 +23,25 @@ if TYPE_CHECKING:
     from tests.races.double import DoubleStreams
 
 
+class Queue(Protocol):
+    """Work that the adversary may run a piece of."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def clock(self) -> Clock:
+        """What is known once all that it was given has run."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def step(self) -> None:
+        """Run one piece, if it is not idle."""
+
+
 class Work(Protocol):
-    """A piece of a queue."""
+    """A piece of a stream's queue."""
 
     def run(self, stream: DoubleStream) -> None:
         """As the stream's first, with whatever it depends on in others."""
@@ -38,6 +56,7 @@ class DoubleEvent:
         self.stream, self.known = stream, dict(stream.clock.known)
         self.passed_s: float | None = None
         self.error: Exception | None = None
+        self._then: list[Callable[[], None]] = []
 
     def is_done(self) -> bool:
         return self.stream.streams.ask(self)
@@ -48,6 +67,11 @@ class DoubleEvent:
         assert earlier.passed_s is not None, "the time since an event that is not done"
         return self.passed_s - earlier.passed_s
 
+    def synchronize(self) -> None:
+        self.stream.streams.wait_for(self)
+        if self.error is not None:
+            raise self.error
+
     def force(self) -> None:
         """Run all that lies before it."""
         while self.passed_s is None:
@@ -56,6 +80,22 @@ class DoubleEvent:
     def run(self, stream: DoubleStream) -> None:
         self.passed_s = stream.streams.step_s()
         self.error, stream.error = stream.error, None
+        actions, self._then = self._then, []
+        for action in actions:
+            action()
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Act at once when it is passed."""
+        self._then.append(action)
+
+
+def once_passed(events: Sequence[DoubleEvent], action: Callable[[], None]) -> None:
+    """Act as soon as all are passed, which may be now; asks and forces nothing."""
+    pending = [event for event in events if event.passed_s is None]
+    if pending:
+        pending[0].then(lambda: once_passed(pending[1:], action))
+    else:
+        action()
 
 
 class Wait:
@@ -92,13 +132,14 @@ class Copy:
     def run(self, stream: DoubleStream) -> None:
         try:
             stream.streams.begin_copy(stream)
-            self._move()
+            self.move()
         except Exception as error:  # noqa: BLE001 - handed to whoever waits for it
             self.target.poison()
             stream.error = stream.error or error
         self._held.clear()
 
-    def _move(self) -> None:
+    def move(self) -> None:
+        """The bytes, or NaN in their place."""
         target, source = self.target.storage(), self.source.storage()
         if self._is_spoiled or target is None or source is None:
             self.target.poison()

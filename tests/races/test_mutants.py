@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from offload import TransferError
+from offload import MemoError, SpillError, TransferError
 from tests.conftest import TABLE
-from tests.races.double import DoubleStreams
-from tests.races.harness import Grads, Schedule, has_nan, kept_gradients, run, same
-from tests.races.mutants import MUTANTS, Mutant
+from tests.races.disk_mutants import DISK_MUTANTS
+from tests.races.harness import Grads, Rig, Schedule, has_nan, kept_gradients, run, same
+from tests.races.mutants import MUTANTS, Fault, Mutant
+from tests.races.traffic import Traffic
 
-SEEDS = range(24)
-FAILING_COPY = 3
+SEEDS = [seed for seed in range(100) if not Schedule(seed).has_disk][:16]
+DISK_SEEDS = [seed for seed in range(100) if Schedule(seed).has_disk][: len(SEEDS)]
+FAILING = 3
+"""Which copy, write or read it is."""
 
 
 @dataclass
@@ -30,61 +35,112 @@ class Catch:
     any: int = 0
     names: tuple[str, ...] = field(init=False, default=("nan", "different", "violation", "error"))
 
-    def add(self, seed: int, mutant: Mutant | None, expected: Grads) -> None:
+    def add(self, seed: int, fault: Fault | None, expected: Grads) -> None:
         """Run one schedule, and see what shows."""
-        double = DoubleStreams(seed)
-        fails = mutant is not None and mutant.number == 10
-        if fails:
-            double.fail_copy(FAILING_COPY, OSError("no such page"))
+        rig = _rig(seed, fault)
+        with self._errors(fault):
+            outcome = run(Schedule(seed), rig)
+            is_same = all(same(grads, expected) for grads in outcome.grads)
+            self._shows(any(map(has_nan, outcome.grads)), not is_same, rig)
+
+    def add_traffic(self, seed: int, fault: Fault | None) -> None:
+        """Run one program of parcels, and see what shows."""
+        rig = _rig(seed, fault)
+        traffic = Traffic(rig, seed)
+        with self._errors(fault):
+            traffic.run()
+            self._shows(has_nan(traffic.wrong), bool(traffic.wrong), rig)
+
+    @contextmanager
+    def _errors(self, fault: Fault | None) -> Iterator[None]:
         try:
-            outcome = run(Schedule(seed), double)
-        except (TransferError, AssertionError):
-            self.error += not fails  # where a copy fails, an error is what should be seen
-            self.any += not fails
-            return
-        shown = {
-            "nan": any(map(has_nan, outcome.grads)),
-            "different": not all(same(grads, expected) for grads in outcome.grads),
-            "violation": bool(outcome.violations),
-        }
-        for name, is_shown in shown.items():
-            setattr(self, name, getattr(self, name) + is_shown)
-        self.any += any(shown.values())
+            yield
+        except (MemoError, AssertionError):
+            self.error += fault is None  # where something fails, an error is what should be seen
+            self.any += fault is None
+
+    def _shows(self, nan: bool, different: bool, rig: Rig) -> None:
+        violation = bool(rig.streams.violations)
+        self.nan += nan
+        self.different += different
+        self.violation += violation
+        self.any += nan or different or violation
 
 
-def _caught(mutant: Mutant | None) -> Catch:
+def _rig(seed: int, fault: Fault | None) -> Rig:
+    rig = Rig.of(Schedule(seed))
+    if fault is not None:
+        _plant(fault, rig)
+    return rig
+
+
+def _plant(fault: Fault, rig: Rig) -> None:
+    if fault is Fault.COPY:
+        rig.streams.fail_copy(FAILING, OSError("no such page"))
+        return
+    assert rig.disk is not None
+    error = SpillError("planted", directory=Path("double"), operation=fault.value, errno=5)
+    lane = rig.disk.writes if fault is Fault.WRITE else rig.disk.reads
+    lane.fail(FAILING, error)
+
+
+def _caught(mutant: Mutant | None, *, has_disk: bool) -> Catch:
     catch, expected = Catch(), kept_gradients()
+    fault = None if mutant is None else mutant.fault
     with pytest.MonkeyPatch.context() as patch:
         if mutant is not None:
             mutant.plant(patch)
-        for seed in SEEDS:
-            catch.add(seed, mutant, expected)
+        if not has_disk:
+            for seed in SEEDS:
+                catch.add(seed, fault, expected)
+            return catch
+        for seed in DISK_SEEDS[::2]:
+            catch.add(seed, fault, expected)
+        for seed in DISK_SEEDS:
+            catch.add_traffic(seed, fault)
     return catch
 
 
-def test_every_planted_race_is_caught(record_property: Callable[[str, str], None]) -> None:
-    catches = [(mutant, _caught(mutant)) for mutant in MUTANTS]
-    record_property(TABLE, _shown(_table(catches)))
+@pytest.mark.parametrize(
+    ("title", "mutants"),
+    [
+        (f"Races between device and host, under {len(SEEDS)} schedules", MUTANTS),
+        (
+            f"Races between host and disk, under {len(DISK_SEEDS[::2])} schedules, and "
+            f"{len(DISK_SEEDS)} programs of parcels",
+            DISK_MUTANTS,
+        ),
+    ],
+    ids=["lanes", "disk"],
+)
+@pytest.mark.timeout(400)
+def test_every_planted_race_is_caught(
+    title: str, mutants: Sequence[Mutant], record_property: Callable[[str, str], None]
+) -> None:
+    catches = [(mutant, _caught(mutant, has_disk=mutant.has_disk)) for mutant in mutants]
+    record_property(TABLE, _shown(_table(title, catches)))
     assert [mutant.number for mutant, catch in catches if not catch.any] == []
 
 
-def test_without_a_race_nothing_is_caught() -> None:
-    assert _caught(None).any == 0
+@pytest.mark.parametrize("has_disk", [False, True])
+def test_without_a_race_nothing_is_caught(has_disk: bool) -> None:
+    assert _caught(None, has_disk=has_disk).any == 0
 
 
-def test_an_error_of_a_copy_reaches_whoever_needs_what_it_should_have_brought() -> None:
-    errors, expected = list[TransferError](), kept_gradients()
-    for seed in SEEDS:
-        double = DoubleStreams(seed)
-        double.fail_copy(FAILING_COPY, OSError("no such page"))
+@pytest.mark.parametrize("fault", list(Fault))
+def test_an_error_reaches_whoever_needs_what_it_should_have_brought(fault: Fault) -> None:
+    seeds = SEEDS if fault is Fault.COPY else DISK_SEEDS
+    causes, expected = list[object](), kept_gradients()
+    for seed in seeds:
         try:
-            outcome = run(Schedule(seed), double)
+            outcome = run(Schedule(seed), _rig(seed, fault))
         except TransferError as error:
-            errors.append(error)
-        else:  # it was forwarded, and nobody needed the copy
+            causes.append(error if isinstance(error, SpillError) else error.__cause__)
+        else:  # nobody needed it
             assert all(same(grads, expected) for grads in outcome.grads)
-    assert len(errors) > len(SEEDS) // 2
-    assert all(isinstance(error.__cause__, OSError) for error in errors)
+    assert len(causes) > len(seeds) // 4
+    kind = OSError if fault is Fault.COPY else SpillError
+    assert all(isinstance(cause, kind) for cause in causes)
 
 
 def _shown(table: Table) -> str:
@@ -94,8 +150,8 @@ def _shown(table: Table) -> str:
     return captured.get()
 
 
-def _table(catches: list[tuple[Mutant, Catch]]) -> Table:
-    table = Table(title=f"Races, planted in the engine under {len(SEEDS)} schedules each")
+def _table(title: str, catches: list[tuple[Mutant, Catch]]) -> Table:
+    table = Table(title=title)
     table.add_column("race", overflow="fold")
     table.add_column("planted in", overflow="fold")
     for name in ("caught", "NaN", "other bits", "no event between", "error"):

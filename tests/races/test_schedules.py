@@ -7,11 +7,20 @@ from collections import Counter
 import pytest
 import torch
 
-from offload import Lane
+from offload import Lane, Placement, Tier
 from offload.transfers import HostTier
 from tests.races.compute import Compute
 from tests.races.double import DoubleStreams
-from tests.races.harness import Schedule, has_nan, host_tier, kept_gradients, run, same
+from tests.races.harness import (
+    Outcome,
+    Rig,
+    Schedule,
+    has_nan,
+    host_tier,
+    kept_gradients,
+    run,
+    same,
+)
 
 SCHEDULES, CHUNK = 1000, 50
 
@@ -21,15 +30,27 @@ SCHEDULES, CHUNK = 1000, 50
 def test_every_schedule_gives_the_gradients_of_keep(first: int) -> None:
     expected, seen = kept_gradients(), Counter[str]()
     for seed in range(first, first + CHUNK):
-        outcome = run(Schedule(seed))
+        schedule = Schedule(seed)
+        outcome = run(schedule)
         assert outcome.violations == [], f"schedule {seed}"
         assert all(same(grads, expected) for grads in outcome.grads), f"schedule {seed}"
+        assert outcome.left == {}, f"schedule {seed}"
         counts = outcome.host.meter.counts
         seen["written"] += counts[Lane.D2H].copies
         seen["landed"] += counts[Lane.H2D].copies
         seen["forwarded"] += outcome.host.meter.forwarded_bytes
-        assert outcome.host.pool.free_bytes == outcome.host.pool.size_bytes
-    assert all(seen[what] > CHUNK for what in ("written", "landed", "forwarded"))
+        seen["spilled"] += counts[Lane.SSD_WRITE].copies
+        seen["read"] += counts[Lane.SSD_READ].copies
+        seen["overflowed"] += _has_overflowed(schedule, outcome)
+    wanted = ("written", "landed", "forwarded", "spilled", "read")
+    assert all(seen[what] > CHUNK for what in wanted), seen
+    assert seen["overflowed"] > 0, seen
+
+
+def _has_overflowed(schedule: Schedule, outcome: Outcome) -> bool:
+    """Whether the host's limit alone sent parcels to the disk."""
+    is_asked = schedule.skeletal is Tier.SSD or Placement.SSD in schedule.placements
+    return not is_asked and outcome.host.meter.counts[Lane.SSD_WRITE].copies > 0
 
 
 def test_the_reference_is_a_number() -> None:
@@ -40,9 +61,9 @@ def test_the_reference_is_a_number() -> None:
 
 def test_the_engine_never_makes_the_host_wait() -> None:
     for seed in range(40):
-        double = DoubleStreams(seed)
-        run(Schedule(seed), double)
-        assert double.host_syncs == 0, f"schedule {seed}"
+        rig = Rig.of(Schedule(seed))
+        run(Schedule(seed), rig)
+        assert rig.streams.host_syncs == 0, f"schedule {seed}"
 
 
 def _lend_to_another_stream(seed: int) -> DoubleStreams:
@@ -52,7 +73,7 @@ def _lend_to_another_stream(seed: int) -> DoubleStreams:
     with Compute(double):
         later, first = (tier.save([torch.full((900,), value)]) for value in (1.0, 2.0))
     tier.close_group()
-    tier.in_flight_bytes = 1 << 20
+    tier.budget.in_flight_bytes = 1 << 20
     tier.load(later)  # and the other one is fetched
     with double.user_stream(is_joined=False), Compute(double):
         (got,) = tier.load(first)

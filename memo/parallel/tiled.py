@@ -1,0 +1,109 @@
+"""The exchange tile by tile: what one tile's `pre` made travels while the next tile is projected.
+
+Scope: `TiledExchange`, which takes the place of `offload.forward.JoinedCall`. The bytes are those
+of one fused all-to-all, in as many messages as the rank with the most tokens has tiles; neither q,
+k and v of own tokens nor the message that holds them all ever exist whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from memo.attention.core import _without_autocast
+from memo.attention.pieces import options_of
+from memo.parallel.core import ParallelCore
+from memo.parallel.exchange import Arrival, Fused
+from memo.parallel.layout import Exchanged, Layout, heads_of, swapped
+from offload import CoreCall, Tile
+from offload.forward import JoinedCall
+
+
+class TiledExchange:
+    """Tiles' calls of one rank, exchanged as they come and joined to one call for `core`.
+
+    All ranks cut their tokens into tiles of `tile_tokens`, and write them in order; a rank whose
+    tokens are done takes part in the others' exchanges, so `value` must be called on all.
+    """
+
+    def __init__(self, core: ParallelCore, tile_tokens: int) -> None:
+        self._core, self._tile_tokens = core, tile_tokens
+        tokens = core.view.shares.tokens
+        self._rounds = -(-max(tokens) // tile_tokens)
+        self._alone = JoinedCall(tokens[core.view.group.rank])
+        self._first: CoreCall | None = None
+        self._layout: Layout | None = None
+        self._whole: Fused | None = None
+        self._arrivals: list[Arrival] = []
+        self._sent_rounds = self._arrived_rounds = 0
+
+    def write(self, tile: Tile, call: CoreCall) -> None:
+        """Begin to exchange a tile's q, k and v, and take what arrived of the tile before.
+
+        Raises:
+            ValueError: for a tile that is not the next.
+        """
+        with _without_autocast(call) as cast:
+            self._layout = layout = self._core.layout_of(cast)
+            if layout.is_alone:
+                self._alone.write(tile, cast)
+                return
+            if tile.index != self._sent_rounds or tile.start != tile.index * self._tile_tokens:
+                raise ValueError(
+                    f"tile {tile.index} at {tile.start}: takes tile {self._sent_rounds}, of "
+                    f"{self._tile_tokens} tokens as all before the last"
+                )
+            if self._first is None:
+                nothing = tuple(_empty(head) for head in cast.heads)
+                self._first = replace(cast, heads=nothing)
+            self._send(layout, [head.detach() for head in cast.heads])
+
+    def value(self) -> CoreCall:
+        """The call for the core: own heads of all tokens. Every tile must have been written."""
+        assert self._layout is not None, "no tile was written"
+        if self._layout.is_alone:
+            return self._alone.value()
+        assert self._first is not None
+        while self._sent_rounds < self._rounds:
+            self._send(self._layout, list(self._first.heads))
+        while self._arrivals:
+            self._take()
+        assert self._whole is not None
+        options = Exchanged(options_of(self._first), self._layout, self._whole)
+        extras = self._first.extras
+        return CoreCall(heads=heads_of(self._whole), extras=extras, options=options)
+
+    def _send(self, layout: Layout, heads: list[Tensor]) -> None:
+        tokens = [self._tokens_in(self._sent_rounds, of) for of in layout.axis.tokens]
+        parts = swapped(heads)
+        self._arrivals.append(layout.axis.to_heads(parts, layout.call_owners, tokens))
+        self._sent_rounds += 1
+        if len(self._arrivals) > 1:
+            self._take()
+
+    def _tokens_in(self, index: int, tokens: int) -> int:
+        """Of so many tokens, those in the tile number `index`."""
+        return max(0, min(self._tile_tokens, tokens - index * self._tile_tokens))
+
+    def _take(self) -> None:
+        """Put the oldest tile that is under way to its place."""
+        assert self._layout is not None
+        arrived, index = self._arrivals.pop(0).wait(), self._arrived_rounds
+        members = self._layout.axis.tokens
+        if self._whole is None:
+            shape = (sum(members), *arrived.buffer.shape[1:])
+            self._whole = Fused(arrived.buffer.new_empty(shape), arrived.shapes)
+        counts = [self._tokens_in(index, tokens) for tokens in members]
+        first = 0
+        for tokens, part in zip(members, arrived.buffer.split(counts), strict=True):
+            start = first + index * self._tile_tokens
+            if len(part):
+                self._whole.buffer[start : start + len(part)].copy_(part)
+            first += tokens
+        self._arrived_rounds += 1
+
+
+def _empty(head: Tensor) -> Tensor:
+    """What a rank whose tokens are done sends; memory of its own, or it would hold a tile's."""
+    return head.new_empty((*head.shape[:2], 0, head.shape[3]))

@@ -1,0 +1,108 @@
+"""Bytes on the wire and in the store: counted, and held against Ulysses' formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memo.attention.masks import RangeMask
+from memo.parallel.contracts import Stored
+from memo.parallel.shares import share_axes, share_tokens
+from tests.distributed.jobs import Case, Outcome, attention, several
+from tests.distributed.ranks import run_ranks
+
+ITEM_BYTES = 8
+CASE = Case(mask=RangeMask.full(64, causal=True), heads=8, kv_heads=8)
+UNEVEN = replace(CASE, mask=RangeMask.full(61, causal=True), heads=9, kv_heads=3, batch=2)
+
+IN_BACKWARD = {Stored.BEFORE: "qkvoo", Stored.OUTPUT: "qkvo", Stored.AFTER: "o"}
+"""What backward exchanges on the way in: q, k, v, o and the gradient of o."""
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_an_exchange_is_ulysses(ranks: int, tmp_path: Path) -> None:
+    # Section 3.2 of arXiv 2309.14509: messages of N h elements, of which a rank has 1 / P and
+    # sends all but its own part on: q, k, v and o forward, and as many tensors as named backward.
+    message = 64 * 8 * CASE.size * ITEM_BYTES // ranks * (ranks - 1) // ranks
+    cases = [replace(CASE, stored=stored) for stored in Stored]
+    for outcomes in run_ranks(several, ranks, tmp_path, cases):
+        for stored, outcome in zip(Stored, outcomes, strict=True):
+            assert outcome.sent_bytes["all-to-all"] == 4 * message
+            backward = len(IN_BACKWARD[stored]) + 3
+            assert outcome.backward_bytes["all-to-all"] == backward * message
+            assert outcome.sent_bytes["ring"] == outcome.backward_bytes["ring"] == 0
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_one_all_to_all_in_and_one_out_each_way(ranks: int, tmp_path: Path) -> None:
+    for outcome in run_ranks(attention, ranks, tmp_path, UNEVEN):
+        assert outcome.calls == {"all-to-all": 4, "ring": 0, "gather": 0}
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_uneven_heads_are_sent_to_who_needs_them(ranks: int, tmp_path: Path) -> None:
+    cases = [replace(UNEVEN, stored=stored) for stored in Stored]
+    by_rank = run_ranks(several, ranks, tmp_path, cases)
+    for index, stored in enumerate(Stored):
+        outcomes = [of_rank[index] for of_rank in by_rank]
+        forward = _moved(outcomes, ranks, "qkvo")
+        backward = _moved(outcomes, ranks, IN_BACKWARD[stored] + "qkv")
+        assert sum(outcome.sent_bytes["all-to-all"] for outcome in outcomes) == forward
+        assert sum(outcome.backward_bytes["all-to-all"] for outcome in outcomes) == backward
+
+
+def _moved(outcomes: list[Outcome], ranks: int, names: str) -> int:
+    """Bytes of (token, head) pairs whose owners differ, of every tensor named by a letter."""
+    tokens = share_tokens(UNEVEN.mask.tokens, ranks).tokens
+    q, k, v = outcomes[0].owners
+    pairs = 0
+    for name in names:
+        for owner, (start, stop) in enumerate({"q": q, "k": k, "v": v, "o": q}[name]):
+            pairs += (stop - start) * sum(n for rank, n in enumerate(tokens) if rank != owner)
+    return pairs * UNEVEN.batch * UNEVEN.size * ITEM_BYTES
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_tile_by_tile_no_byte_more_is_sent(ranks: int, tmp_path: Path) -> None:
+    cases = [replace(UNEVEN, tile_tokens=tile_tokens) for tile_tokens in (None, 4)]
+    rounds = -(-max(share_tokens(UNEVEN.mask.tokens, ranks).tokens) // 4)
+    for fused, tiled in run_ranks(several, ranks, tmp_path, cases):
+        assert tiled.sent_bytes == fused.sent_bytes
+        assert tiled.backward_bytes == fused.backward_bytes
+        # Each way, a message a tile, one of o, and in backward one that o and its gradient share.
+        assert tiled.calls["all-to-all"] == 2 * rounds + 3
+
+
+@pytest.mark.parametrize(("ranks", "degree"), [(2, 1), (4, 1), (4, 2), (8, 2)])
+def test_a_ring_passes_k_and_v_once_round(ranks: int, degree: int, tmp_path: Path) -> None:
+    case = replace(UNEVEN, heads=8, kv_heads=4, degree=degree)
+    outcomes = run_ranks(attention, ranks, tmp_path, case)
+    axes, tokens = share_axes(ranks, degree), share_tokens(61, ranks).tokens
+    kv_bytes = 2 * case.batch * case.kv_heads // degree * case.size * ITEM_BYTES
+    rows = [sum(tokens[rank] for rank in members) for members in axes.rows]
+    for rank, outcome in enumerate(outcomes):
+        row = axes.place(rank)[0]
+        forward = sum(rows) - rows[(row + 1) % len(rows)]
+        home = sum(rows) - rows[row]
+        assert outcome.sent_bytes["ring"] == forward * kv_bytes
+        assert outcome.backward_bytes["ring"] == (forward + home) * kv_bytes
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_the_store_holds_what_was_asked_for(ranks: int, tmp_path: Path) -> None:
+    cases = [replace(UNEVEN, stored=stored) for stored in Stored]
+    for outcomes in run_ranks(several, ranks, tmp_path, cases):
+        tokens = UNEVEN.mask.tokens * UNEVEN.batch * ITEM_BYTES
+        rank_heads = [stop - start for start, stop in _own_heads(outcomes[0])]
+        lse = tokens * rank_heads[0]
+        output = lse + tokens * rank_heads[0] * UNEVEN.size
+        after = output + tokens * sum(rank_heads) * UNEVEN.size
+        for outcome, want in zip(outcomes, (lse, output, after), strict=True):
+            assert want <= outcome.state_bytes < want + 1000  # and a few seeds of kernels
+            assert outcome.held_bytes == outcome.state_bytes
+
+
+def _own_heads(outcome: Outcome) -> list[tuple[int, int]]:
+    return [owners[outcome.rank] for owners in outcome.owners]
