@@ -38,6 +38,7 @@ from memo.cli_options import (
     VerifyOption,
 )
 from memo.doctor.cli import doctor
+from memo.layout.cli import layout
 from memo.training.contracts import Mode, OnStep, TrainSettings
 from memo.training.contracts import WrapOptions as Wrap
 from memo.training.options import (
@@ -61,6 +62,7 @@ app = typer.Typer(
 
 app.add_typer(bench_app, name="bench")
 app.command()(doctor)
+app.command()(layout)
 
 
 @app.callback()

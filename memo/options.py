@@ -13,6 +13,7 @@ from pathlib import Path
 
 from memo.contracts import Options, Spill
 from offload import Placement, Tier
+from ssd import BLOCK_BYTES
 
 _VERIFY = ("none", "checksum")
 
@@ -59,12 +60,15 @@ def _spill(directories: object, size_bytes: object, verify: object, raw: object)
         for name in (name for name, is_given in given.items() if is_given):
             raise ValueError(f"{name} says how to spill, and there is no spill_dir")
         return None
-    return Spill(directories=_directories(directories), size_bytes=size, verify=verify, raw=is_raw)
+    paths = _directories(directories)
+    if size is not None and size < BLOCK_BYTES * len(paths):
+        raise ValueError(f"spill_bytes={size}: takes {BLOCK_BYTES} or more for each directory")
+    return Spill(directories=paths, size_bytes=size, verify=verify, raw=is_raw)
 
 
 def _directories(value: object) -> tuple[Path, ...]:
     several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    paths = tuple(Path(one) for one in several if isinstance(one, str | os.PathLike))
+    paths = tuple(Path(one) for one in several if one and isinstance(one, str | os.PathLike))
     if not paths or len(paths) < len(several):
         raise ValueError(f"spill_dir={value!r}: takes a directory, or a list of them")
     if len(set(paths)) < len(paths):

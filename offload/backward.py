@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from offload.contracts import CoreCall, CoreEnd, SplitLayer, Tile
-from offload.forward import JoinedCall, LayerMemory, TiledForward
+from offload.forward import LayerMemory, TiledForward
 from offload.gradients import ParameterGradients
 from offload.graphs import TileGraph, trace, trace_pre
 from offload.tiles import Joined, tile_of
@@ -70,7 +70,7 @@ class TiledBackward:
         """Every tile from its end; returns the rebuilt q, k, v, or None when no gradient goes
         through the core.
         """
-        joined = JoinedCall(self.layer.total_tokens)
+        joined = self.layer.joined()
         reaches_core = False
         for tile in self._tiles:
             sources = {"x": tile_of(x, tile), "o": tile_of(o, tile)}
@@ -82,7 +82,8 @@ class TiledBackward:
                 joined.write(tile, graph.release_call())
             self.layer.store.sweep()
             reaches_core = reaches_core or graph.reaches_core
-        return joined.value() if reaches_core else None
+        call = joined.value()  # a joiner may have to end what it has begun
+        return call if reaches_core else None
 
     def _trace(self, tile: Tile, sources: dict[str, Tensor]) -> TileGraph:
         x, o = (

@@ -198,6 +198,16 @@ class Core(Protocol):
         """Return gradients for `call.heads` and for `call.extras`. Uses `end` up."""
 
 
+class CallJoiner(Protocol):
+    """Makes the core's call of those of a layer's tiles, in one pass over the tiles."""
+
+    def write(self, tile: Tile, call: CoreCall) -> None:
+        """Take a tile's call; tiles come in order."""
+
+    def value(self) -> CoreCall:
+        """The core's call; every tile has been written. It is asked for once, wanted or not."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
     """How a layer is run: its tiles, where each one's tensors go, and where x and o go.

@@ -35,7 +35,9 @@ class CudaEvent:
         return bool(self.event.query())
 
     def synchronize(self) -> None:
-        self.event.synchronize()
+        # In a thread of a disk's, which would otherwise begin to use the first device.
+        with torch.cuda.device(self.event.device):
+            self.event.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
         return float(cast(CudaEvent, earlier).event.elapsed_time(self.event)) * _MILLISECOND_S

@@ -5,13 +5,14 @@ Scope: the order of forward, and `LayerMemory`, which is all that it leaves for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from offload.contracts import (
+    CallJoiner,
     Core,
     CoreCall,
     CoreState,
@@ -75,7 +76,9 @@ class LayerMemory:
 
 @dataclass(kw_only=True, slots=True)
 class TiledForward:
-    """One call of one layer: its parts, and how to run it. `name` is shown in traces."""
+    """One call of one layer: its parts, and how to run it. `name` is shown in traces; `join` makes
+    what joins tiles' calls, once per pass over the tiles (None: a `JoinedCall`).
+    """
 
     split: SplitLayer
     core: Core
@@ -84,10 +87,15 @@ class TiledForward:
     count: LayerCount
     replay: Replay
     name: str = "layer"
+    join: Callable[[], CallJoiner] | None = None
 
     @property
     def total_tokens(self) -> int:
         return self.policy.tiles[-1].stop
+
+    def joined(self) -> CallJoiner:
+        """What joins the calls of one pass over the tiles."""
+        return JoinedCall(self.total_tokens) if self.join is None else self.join()
 
     def run(self, x: Tensor, memory: LayerMemory | None) -> dict[str, Tensor]:
         """Run on `x` ([batch, tokens, hidden]); without a memory nothing is kept. Returns y
@@ -120,7 +128,7 @@ class TiledForward:
         self.count.skeletal_bytes[tier] += nbytes(x) + nbytes(o) + (state.nbytes if state else 0)
 
     def _pre(self, x: Tensor, params: Mapping[str, Tensor]) -> CoreCall:
-        joined = JoinedCall(self.total_tokens)
+        joined = self.joined()
         for tile in self.policy.tiles:
             with self.replay.first(tile):
                 joined.write(tile, self.split.pre(tile_of(x, tile), tile, params))
@@ -173,7 +181,7 @@ class TiledForward:
 
 
 class JoinedCall:
-    """The core's call for the whole sequence, joined from those of tiles."""
+    """The core's call for the whole sequence, joined from those of tiles: a `CallJoiner`."""
 
     def __init__(self, total_tokens: int) -> None:
         self._total_tokens = total_tokens

@@ -15,13 +15,15 @@ demand waits; what is fetched ahead comes as far as there is room.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from offload.budget import Budget
-from offload.contracts import Lane, MemoError, Tier
+from offload.contracts import Lane, MemoError, SpillError, Tier
 from offload.disk import Disk, DiskCopy, DiskTransfer
 from offload.host_pool import Extent, HostPool
 from offload.meter import Meter
@@ -46,8 +48,19 @@ class HostSpace:
     _reading: deque[Parcel] = field(default_factory=deque)
     _leaving: deque[tuple[Parcel, tuple[Event, ...]]] = field(default_factory=deque)
     _transfers: deque[tuple[Lane, DiskTransfer, int]] = field(default_factory=deque)
+    _clean: dict[Tier, list[tuple[int, int, Parcel]]] = field(
+        default_factory=lambda: {tier: [] for tier in Tier}
+    )
+    _count_up: itertools.count[int] = field(default_factory=itertools.count)
+    _staged_bytes: int = 0
+    _away: int = 0
     _overflown_bytes: int = 0
     _failed: DiskCopy | None = None
+
+    @property
+    def has_away(self) -> bool:
+        """Whether some parcel's bytes are on the disk alone."""
+        return self._away > 0
 
     # ---- what the transfer engine calls ----
 
@@ -104,6 +117,7 @@ class HostSpace:
         assert self.disk is not None
         assert parcel.copy is not None
         parcel.extent = extent
+        self._away -= 1
         parcel.fetch = self.disk.read(parcel.copy, extent.memory, extent.events)
         self._note(Lane.SSD_READ, parcel.fetch, parcel.size_bytes)
         self._here[parcel] = None
@@ -113,6 +127,7 @@ class HostSpace:
     def release(self, parcel: Parcel, users: Sequence[Event]) -> None:
         """Nobody wants the parcel any more; `users` are the last to use its extent."""
         self._here.pop(parcel, None)
+        self._away -= parcel.extent is None
         self._leaving.append((parcel, tuple(users)))
         if parcel.copy is not None and parcel.copy.write.cancel():
             self.meter.spared_bytes += parcel.size_bytes
@@ -126,6 +141,7 @@ class HostSpace:
             self._end_write(self._writing.popleft())
         for parcel in [p for p in self._reading if p.fetch is None or p.fetch.is_done()]:
             self._reading.remove(parcel)
+            self._note_clean(parcel)
             if parcel in self._here and parcel.fetch is not None and parcel.fetch.error is None:
                 parcel.fetch = None
                 self.arrived.append(parcel)
@@ -137,34 +153,55 @@ class HostSpace:
 
     def _take(self, size_bytes: int, tier: Tier) -> Extent | None:
         self.poll()
-        return None if self._is_staging_full(size_bytes, tier) else self.pool.take(size_bytes)
+        if self._is_staging_full(size_bytes, tier):
+            return None
+        extent = self.pool.take(size_bytes)
+        if extent is not None and tier is Tier.SSD:
+            self._staged_bytes += extent.size_bytes
+        return extent
 
     def _is_staging_full(self, size_bytes: int, tier: Tier) -> bool:
         if tier is not Tier.SSD:
             return False
-        leaving = (parcel for parcel, _ in self._leaving if parcel.extent is not None)
-        staged_bytes = sum(p.size_bytes for p in (*self._here, *leaving) if p.tier is tier)
         limit_bytes = self.budget.limit_bytes(size_bytes)
-        return bool(staged_bytes) and staged_bytes + size_bytes > limit_bytes
+        return bool(self._staged_bytes) and self._staged_bytes + size_bytes > limit_bytes
+
+    def _note_clean(self, parcel: Parcel) -> None:
+        """It may have become so."""
+        if parcel in self._here and parcel.is_clean:
+            entry = (parcel.group, next(self._count_up), parcel)
+            heapq.heappush(self._clean[parcel.tier], entry)
+
+    def _clean_wanted_last(self, only: Tier | None) -> Parcel | None:
+        """Of those that may be evicted: backward wants the first group last."""
+        tops = []
+        for heap in [self._clean[only]] if only is not None else self._clean.values():
+            while heap and not (heap[0][2] in self._here and heap[0][2].is_clean):
+                heapq.heappop(heap)
+            tops += heap[:1]
+        return min(tops)[2] if tops else None
 
     def _give_way(self, only: Tier | None) -> bool:
         """Do or wait for one thing that brings room closer, among parcels of one tier or (None) of
         any; False: there is none.
         """
-        here = [parcel for parcel in self._here if only is None or parcel.tier is only]
-        if clean := [parcel for parcel in here if parcel.is_clean]:
-            self._evict(min(clean, key=lambda parcel: parcel.group))
+        if clean := self._clean_wanted_last(only):
+            self._evict(clean)
         elif self._writing:
             self._wait(Lane.SSD_WRITE, _transfers_of(self._writing[0]))
         elif self._leaving:
             self._wait(Lane.SSD_WRITE, _transfers_of(self._leaving[0][0]))
-        elif dirty := [p for p in here if p.copy is None and self.disk is not None]:
-            self._begin_write(dirty[0])
+        elif dirty := self._dirty(only):
+            self._begin_write(dirty)
         elif self._reading:
             self._wait(Lane.SSD_READ, _transfers_of(self._reading[0]))
         else:
             return False
         return True
+
+    def _dirty(self, only: Tier | None) -> Parcel | None:
+        mine = (p for p in self._here if p.copy is None and (only is None or p.tier is only))
+        return None if self.disk is None else next(mine, None)
 
     def _evict(self, parcel: Parcel) -> None:
         """Here no more; the disk has it."""
@@ -172,11 +209,13 @@ class HostSpace:
         self._vacate(parcel, users)
         parcel.extent = parcel.fetch = None
         del self._here[parcel]
+        self._away += 1
 
     def _vacate(self, parcel: Parcel, users: Sequence[Event]) -> None:
         assert parcel.extent is not None
         # A read that was cancelled, or failed, may not have waited for who was there before.
         before = () if parcel.fetch is None else parcel.extent.events
+        self._staged_bytes -= parcel.size_bytes if parcel.tier is Tier.SSD else 0
         self.pool.give_back(parcel.extent, (*users, *before))
 
     def _no_room(self, size_bytes: int) -> MemoError:
@@ -192,10 +231,23 @@ class HostSpace:
     def _begin_write(self, parcel: Parcel) -> None:
         assert self.disk is not None
         assert parcel.extent is not None
-        parcel.copy = self.disk.write(parcel.extent.memory, [parcel.written])
+        parcel.copy = self._write(parcel)
         self._note(Lane.SSD_WRITE, parcel.copy.write, parcel.size_bytes)
         self._writing.append(parcel)
         self._overflown_bytes += parcel.size_bytes if parcel.tier is Tier.HOST else 0
+
+    def _write(self, parcel: Parcel) -> DiskCopy:
+        """On a full disk, what was dropped makes room once it may leave."""
+        assert self.disk is not None
+        assert parcel.extent is not None
+        while True:
+            try:
+                return self.disk.write(parcel.extent.memory, [parcel.written])
+            except SpillError:
+                if not self._leaving:
+                    raise
+            self._wait(Lane.SSD_WRITE, _transfers_of(self._leaving[0][0]))
+            self.poll()
 
     def _forget_copy(self, parcel: Parcel) -> None:
         if parcel.copy is not None:
@@ -210,6 +262,7 @@ class HostSpace:
             self._forget_failed()
             self._failed, parcel.copy = parcel.copy, None
             self._overflown_bytes -= parcel.size_bytes if parcel.tier is Tier.HOST else 0
+        self._note_clean(parcel)
 
     def _raise_failure(self) -> None:
         if self._failed is not None:
@@ -240,6 +293,8 @@ class HostSpace:
         self._forget_copy(parcel)
         parcel.extent = parcel.fetch = None
         if not self._here:  # that step is over
+            for heap in self._clean.values():
+                heap.clear()
             self._forget_failed()
 
     # ---- counting ----

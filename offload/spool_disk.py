@@ -7,11 +7,13 @@ where it can still be dropped, until the disk has work for no more than a moment
 
 from __future__ import annotations
 
+import errno
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,10 +122,13 @@ class SpoolDisk:
         try:
             return self._spool.allocate(size_bytes)
         except ssd.SpillError as error:
-            if not self._can_grow:
+            if not self._can_grow or error.errno != errno.ENOSPC:
                 raise _translated(error) from error
-        # By a quarter, so that lengths that grow do not ask each time.
-        self.reserve(self._spool.size_bytes + max(size_bytes, self._spool.size_bytes // 4))
+        held_bytes = self._spool.size_bytes
+        try:  # by a quarter, so that lengths that grow do not ask each time
+            self.reserve(held_bytes + max(size_bytes, held_bytes // 4))
+        except SpillError:
+            self.reserve(held_bytes + size_bytes - self._spool.tail_bytes)
         with _in_our_words():
             return self._spool.allocate(size_bytes)
 
@@ -170,11 +175,19 @@ def _begin_read(
     spool: ssd.Spool, extent: ssd.Extent, memory: Tensor, after: Sequence[Event]
 ) -> ssd.Request:
     for event in after:
-        event.synchronize()
+        if not event.is_done():  # one that failed is over as well, and was another parcel's
+            with suppress(Exception):
+                event.synchronize()
     return spool.read(extent, _view(memory))
 
 
 def _close(executors: Sequence[ThreadPoolExecutor], spool: ssd.Spool) -> None:
+    if spool.is_anothers:
+        return
+    if threading.current_thread().name.startswith("memo-ssd"):
+        # The collector may run anywhere, and a thread can't wait for its own end.
+        threading.Thread(target=_close, args=(executors, spool), name="memo-close").start()
+        return
     for executor in executors:
         executor.shutdown(cancel_futures=True)
     spool.close()

@@ -6,6 +6,7 @@ behind compute are the transfer engine's (`transfers.py`).
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,12 +57,8 @@ class TensorStore:
     `counts` are kept per tier; on a machine whose device is the CPU, DEVICE and HOST are the same
     memory but are counted apart, as they would be beside a GPU. `in_flight_bytes` and
     `expected_groups` (layers of the model) are the transfer engine's. `host_bytes` limits the
-    memory on the host, which is then divided among `devices` and allocated at once; `open_disk`
-    gives the SSD tier its disk.
-
-    Raises:
-        MemoryError: when the system refuses the memory.
-        MemoError: when memory cannot be pinned, or a disk not be had.
+    memory on the host, which is then divided among `devices`; `open_disk` gives the SSD tier its
+    disk. Where either is first used, the system may refuse it (`MemoryError`, `MemoError`).
     """
 
     in_flight_bytes: int | None = None
@@ -70,16 +67,26 @@ class TensorStore:
     host_bytes: int | None = None
     devices: tuple[torch.device, ...] = ()
     open_disk: Callable[[], Disk] | None = None
-    disk: Disk | None = field(init=False, default=None)
     counts: dict[Tier, TierCount] = field(
         init=False, default_factory=lambda: {tier: TierCount() for tier in Tier}
     )
     hosts: dict[torch.device, HostTier] = field(init=False, default_factory=dict)
     _is_traced: bool = field(init=False, default=False)
     _device: DeviceTier = field(init=False, default_factory=DeviceTier)
+    _disk: Disk | None = field(init=False, default=None)
+    _process: int = field(init=False, default_factory=os.getpid)
 
-    def __post_init__(self) -> None:
-        self.disk = None if self.open_disk is None else self.open_disk()
+    @property
+    def disk(self) -> Disk | None:
+        """The SSD tier's, opened when it is first asked for; None when there is none."""
+        if self._disk is None and self.open_disk is not None:
+            self._disk = self.open_disk()
+        return self._disk
+
+    def prepare(self) -> None:
+        """Open the disk and allocate the limited memory now; otherwise their first use does, as in
+        copies of a store.
+        """
         for device in self.devices if self.host_bytes is not None else ():
             self._host(device)
         self._fix()
@@ -168,9 +175,16 @@ class TensorStore:
         host.meter.mark(name, start, host.streams.current().record())
 
     def _place(self, tier: Tier, device: torch.device) -> TierStore:
+        if tier is Tier.DEVICE:
+            return self._device
+        if os.getpid() != self._process:  # which has neither its threads nor its streams
+            raise MemoError(
+                f"the model was wrapped in process {self._process}, of which this one is a fork: "
+                "wrap it in the process that trains it"
+            )
         if tier is Tier.SSD and self.disk is None:
             raise MemoError("tensors were to go to the SSD tier of a store that has no disk")
-        return self._device if tier is Tier.DEVICE else self._host(device)
+        return self._host(device)
 
     def _host(self, device: torch.device) -> HostTier:
         if device not in self.hosts:

@@ -82,7 +82,7 @@ class HostTier:
         try:
             self._fly(parcel)
             self.space.keep(parcel)
-        except TransferError:
+        except (MemoError, Warning):  # a warning may be an error
             self._free(parcel)  # nobody else knows it
             raise
         return parcel
@@ -128,23 +128,30 @@ class HostTier:
         """
         parcels = self.groups.close()
         size_bytes = sum(parcel.size_bytes for parcel in parcels)
+        spilled_bytes = sum(p.size_bytes for p in parcels if p.tier is Tier.SSD)
+        if parcels:
+            self._expect_overflow(size_bytes - spilled_bytes, spilled_bytes)
         if size_bytes > self.budget.largest_group_bytes:
+            self._reserve(size_bytes - spilled_bytes, spilled_bytes)
             self.budget.largest_group_bytes = size_bytes
-            self._reserve(sum(p.size_bytes for p in parcels if p.tier is Tier.SSD), size_bytes)
 
-    def _reserve(self, spilled_bytes: int, size_bytes: int) -> None:
+    def _expect_overflow(self, held_bytes: int, spilled_bytes: int) -> None:
+        """Of groups that are all like this one, and one more: what comes back needs room, too."""
+        if self.disk is not None and self.pool.is_limited:
+            room_bytes = self.pool.size_bytes - self._staged_bytes(spilled_bytes)
+            all_bytes = held_bytes * (self.expected_groups + 1)
+            self.space.overflow_bytes = max(all_bytes - room_bytes, 0) if held_bytes else 0
+
+    def _reserve(self, held_bytes: int, spilled_bytes: int) -> None:
         """Have room for as many more groups of this kind as are expected."""
-        groups, held_bytes = self.expected_groups, size_bytes - spilled_bytes
-        staged_bytes = spilled_bytes * min(groups - 1, ROUNDING_BUFFERS)
-        self.pool.reserve(held_bytes * (groups - 1) + staged_bytes)
-        if self.disk is None:
-            return
-        if self.pool.is_limited:  # a group more than there are: what comes back needs room as well
-            room_bytes = self.pool.size_bytes - staged_bytes
-            self.space.overflow_bytes = max(held_bytes * (groups + 1) - room_bytes, 0)
+        groups = self.expected_groups
+        self.pool.reserve(held_bytes * (groups - 1) + self._staged_bytes(spilled_bytes))
         disk_bytes = spilled_bytes * groups + min(self.space.overflow_bytes, held_bytes * groups)
-        if disk_bytes:
+        if self.disk is not None and disk_bytes:
             self.disk.reserve(disk_bytes)
+
+    def _staged_bytes(self, spilled_bytes: int) -> int:
+        return spilled_bytes * min(self.expected_groups - 1, ROUNDING_BUFFERS)
 
     def sweep(self) -> None:
         """Free what was dropped, take up what has arrived, and count what is over."""
@@ -237,7 +244,7 @@ class HostTier:
                 if not self.space.fetch(parcel):
                     return
                 has_room = has_room and (not parcel.is_here or self._land_ahead(parcel))
-                if not has_room and self.disk is None:
+                if not has_room and not self.space.has_away:
                     return
 
     def _land_ahead(self, parcel: Parcel) -> bool:

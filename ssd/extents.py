@@ -25,10 +25,14 @@ class Extents:
         return self.size_bytes - self._new_start + sum(e.size_bytes for e in self._free)
 
     @property
+    def tail_bytes(self) -> int:
+        """Free at the end: what growth adds to."""
+        return self.size_bytes - self._tail_start()
+
+    @property
     def largest_bytes(self) -> int:
         """The largest extent that could be lent now."""
-        new_bytes = self.size_bytes - self._tail_start()
-        return max([new_bytes, *(extent.size_bytes for extent in self._free)])
+        return max([self.tail_bytes, *(extent.size_bytes for extent in self._free)])
 
     def grow(self, size_bytes: int) -> None:
         """Be of `size_bytes` from now on, which is no less than before."""

@@ -50,11 +50,17 @@ def grow_file(file: SpoolFile, size_bytes: int) -> SpoolFile:
         SpillError: when space is short; the file is as it was.
     """
     try:
-        _reserve(file.fd, file.directory, size_bytes)
+        _reserve(file.fd, file.directory, size_bytes, file.size_bytes)
     except SpillError:
-        os.ftruncate(file.fd, file.size_bytes)  # a failed attempt may have taken what there was
+        shrink_file(file)  # a failed attempt may have taken what there was
         raise
     return replace(file, size_bytes=size_bytes)
+
+
+def shrink_file(file: SpoolFile) -> None:
+    """Give back what lies behind the file's size; a device has nothing to give back."""
+    if stat.S_ISREG(os.fstat(file.fd).st_mode):
+        os.ftruncate(file.fd, file.size_bytes)
 
 
 def close_file(file: SpoolFile) -> None:
@@ -72,9 +78,15 @@ def _anonymous(directory: Path) -> int:
         raise spill_error("create a file", directory, error.errno) from error
 
 
-def _reserve(fd: int, directory: Path, size_bytes: int) -> None:
+def _reserve(fd: int, directory: Path, size_bytes: int, start_bytes: int = 0) -> None:
+    # Without fallocate (ext2, NFS before 4.2) the C library writes single bytes,
+    # which a direct descriptor refuses; and only new space, for it would write over transfers.
     try:
-        os.posix_fallocate(fd, 0, size_bytes)
+        plain = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(plain, start_bytes, size_bytes - start_bytes)
+        finally:
+            os.close(plain)
     except OSError as error:
         raise spill_error(f"reserve {size_bytes:,} bytes", directory, error.errno) from error
 

@@ -8,6 +8,7 @@ lasting one ends the request with a `SpillError`, and leaves the queue as it was
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -176,7 +177,10 @@ class RequestQueue:
                 self._settle(task, error)
             ready = self._take_ready()
         if check is not None:
-            self._checkers.submit(self._run_check, check, task)
+            try:
+                self._checkers.submit(self._run_check, check, task)
+            except RuntimeError:  # the interpreter is on its way out: nobody is kept from work
+                self._run_check(check, task)
         self._start_all(ready)
 
     def _run_check(self, check: Check, task: _Task) -> None:
@@ -219,4 +223,5 @@ def _closed(operation: Operation, piece: Piece) -> SpillError:
         "transfers before closing it",
         directory=piece.file.directory,
         operation=operation,
+        errno=errno.ECANCELED,
     )

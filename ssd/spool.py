@@ -8,6 +8,7 @@ its extent, and an extent that is given back is lent again only when its transfe
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import warnings
 from collections import deque
@@ -28,7 +29,7 @@ from ssd.contracts import (
 )
 from ssd.extents import Extents
 from ssd.faults import spill_error
-from ssd.files import close_file, grow_file
+from ssd.files import close_file, grow_file, shrink_file
 from ssd.request_queue import RequestQueue
 from ssd.requests import Request
 from ssd.stripes import Stripe, cut, shares
@@ -65,11 +66,12 @@ class Spool:
         checksums: Checksums | None = None,
         block_bytes: int = BLOCK_BYTES,
         grow_file: Callable[[SpoolFile, int], SpoolFile] = grow_file,
+        shrink_file: Callable[[SpoolFile], None] = shrink_file,
     ) -> None:
         self.files = tuple(files)
         self.queue = queue
         self.size_bytes = sum(file.size_bytes for file in files)
-        self._grow_file = grow_file
+        self._grow_file, self._shrink_file = grow_file, shrink_file
         alignments = [file.alignment for file in files]
         self.alignment_bytes = max(max(a.memory_bytes, a.offset_bytes) for a in alignments)
         if block_bytes <= 0 or block_bytes % self.alignment_bytes:
@@ -83,6 +85,7 @@ class Spool:
         self._leaving: deque[tuple[Extent, _Use]] = deque()
         self._lock = threading.Lock()
         self._is_closed = False
+        self._process = os.getpid()
         queue.pulse.places = ", ".join(sorted({str(file.directory) for file in files}))
 
     @property
@@ -99,19 +102,31 @@ class Spool:
             self._sweep()
             return self._extents.free_bytes
 
+    @property
+    def tail_bytes(self) -> int:
+        """Of the free bytes, those at the end."""
+        with self._lock:
+            return self._extents.tail_bytes
+
     def reserve(self, size_bytes: int) -> None:
         """Have `size_bytes` in all, lent or not; nothing is given back when they are fewer.
 
         Raises:
             SpillError: when there is no space for them; the spool is as it was.
         """
+        self._check_process()
         with self._lock:
             sizes = shares(size_bytes, block_bytes=self._block_bytes, files=len(self.files))
-            pairs = zip(self.files, sizes, strict=True)
-            files = [
-                self._grow_file(file, share_bytes) if share_bytes > file.size_bytes else file
-                for file, share_bytes in pairs
-            ]
+            files = list(self.files)
+            try:
+                for index, share_bytes in enumerate(sizes):
+                    if share_bytes > files[index].size_bytes:
+                        files[index] = self._grow_file(files[index], share_bytes)
+            except SpillError:
+                for file, grown in zip(self.files, files, strict=True):
+                    if grown is not file:
+                        self._shrink_file(file)
+                raise
             if size_bytes > self.size_bytes:
                 self.files, self.size_bytes = tuple(files), size_bytes
                 self._extents.grow(size_bytes)
@@ -125,6 +140,7 @@ class Spool:
         """
         if size_bytes <= 0:
             raise ValueError(f"size_bytes is {size_bytes}: it takes 1 or more")
+        self._check_process()
         size_bytes = -(-size_bytes // self.alignment_bytes) * self.alignment_bytes
         with self._lock:
             self._sweep()
@@ -187,6 +203,8 @@ class Spool:
 
     def close(self) -> None:
         """End what is under way, and let the files go with all that is in them."""
+        if self.is_anothers:  # ring and threads are
+            return
         self.queue.close()
         if not self._is_closed:
             self._is_closed = True
@@ -208,7 +226,24 @@ class Spool:
 
     # ---- inside ----
 
+    @property
+    def is_anothers(self) -> bool:
+        """Whether this process is a fork of the one that opened it."""
+        return os.getpid() != self._process
+
+    def _check_process(self) -> None:
+        if self.is_anothers:
+            directory = self.files[0].directory
+            raise SpillError(
+                f"the spool in {directory} belongs to process {self._process}, of which this one "
+                "is a fork, and both would write over each other; wrap the model in the process "
+                "that trains it",
+                directory=directory,
+                operation="use the spool after a fork",
+            )
+
     def _use_of(self, extent: Extent) -> _Use:
+        self._check_process()
         use = self._uses.get(extent)
         if use is None:
             raise _not_lent(extent)
@@ -263,6 +298,9 @@ def _not_lent(extent: Extent) -> ValueError:
 
 def _tell_of_failure(use: _Use) -> None:
     """Of a write that nobody waited for: its bytes are wanted no more, and yet the disk is ill."""
-    if use.write is not None and use.write.error is not None and not use.write.is_told:
-        use.write.is_told = True
-        warnings.warn(f"{use.write.error}", SpillWarning, stacklevel=5)
+    write = use.write
+    if write is None or write.error is None or write.error.errno == errno.ECANCELED:
+        return  # at the end of all, nothing is ill
+    if not write.is_told:
+        write.is_told = True
+        warnings.warn(f"{write.error}", SpillWarning, stacklevel=5)

@@ -35,6 +35,8 @@ FRACTION = "takes a fraction from 0 to 1"
         ({"spill_dir": "/tmp"}, ["spill_dir", "nothing goes there"]),
         ({"spill_dir": "/tmp", "placement": "host"}, ["spill_dir", "host_bytes"]),
         ({"spill_dir": 5, "skeletal": "ssd"}, ["spill_dir=5", "takes a directory"]),
+        ({"spill_dir": "", "skeletal": "ssd"}, ["spill_dir=''", "takes a directory"]),
+        ({"spill_dir": "/tmp", "spill_bytes": 1, "skeletal": "ssd"}, ["spill_bytes=1", "4194304"]),
         ({"spill_dir": [], "skeletal": "ssd"}, ["spill_dir=[]", "takes a directory"]),
         ({"spill_dir": ["/a", "/a"], "skeletal": "ssd"}, ["named twice"]),
         ({"spill_bytes": 1 << 30}, ["spill_bytes", "no spill_dir"]),

@@ -168,10 +168,10 @@ def test_memory_by_another_name_is_warned_of() -> None:
 
 
 def test_a_spool_that_is_full_ends_the_step_and_a_shorter_one_runs(tmp_path: Path) -> None:
-    plain, wrapped = models(spill_dir=tmp_path, spill_bytes=1 << 20, in_flight_bytes=0, **SSD)
+    plain, wrapped = models(spill_dir=tmp_path, spill_bytes=4 << 20, in_flight_bytes=0, **SSD)
     memo.wrap(plain, tile_tokens=5, placement="keep")
     with pytest.raises(memo.SpillError, match=r"could not allocate.*ENOSPC"):
-        wrapped(**random_batch(2, 400, seed=1)).loss.backward()
+        wrapped(**random_batch(2, 1500, seed=1)).loss.backward()
     wrapped.zero_grad()
     expected, got = train_step(plain, batch()), train_step(wrapped, batch())
     assert_equal_grads(got.grads, expected.grads)

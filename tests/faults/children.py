@@ -149,6 +149,50 @@ def training(folder: Path) -> None:
         train_step(model, random_batch(2, 23))
 
 
+def forked(folder: Path) -> None:
+    """Store, and let forks of this process end and write: what they say, and the parent has."""
+    from functools import partial
+
+    import torch
+
+    from offload import MemoError, TensorStore, Tier, open_disk
+
+    store = TensorStore(in_flight_bytes=0, open_disk=partial(open_disk, [folder]))
+
+    def step() -> bool:
+        tickets = [store.put([torch.full((4096,), float(n))], Tier.SSD) for n in range(6)]
+        return all(bool((store.get(tickets[n])[0] == n).all()) for n in reversed(range(6)))
+
+    before = step()
+    ended = os.fork()
+    if ended == 0:
+        sys.exit(0)
+    os.waitpid(ended, 0)
+    writer = os.fork()
+    if writer == 0:
+        try:
+            step()
+        except MemoError as error:
+            say(error)
+        os._exit(0)
+    os.waitpid(writer, 0)
+    say(before, step())
+
+
+def unfinished(folder: Path) -> None:
+    """End with checked writes under way."""
+    from functools import partial
+
+    import torch
+
+    from offload import TensorStore, Tier, open_disk
+
+    opened = partial(open_disk, [folder], verify="checksum")
+    store = TensorStore(in_flight_bytes=1 << 30, open_disk=opened)
+    tickets = [store.put([torch.zeros(1 << 20)], Tier.SSD) for _ in range(40)]
+    say("the last line", len(tickets))
+
+
 def say(*words: object) -> None:
     """A word a line."""
     sys.stdout.write("".join(f"{word}\n" for word in words))

@@ -137,3 +137,14 @@ def _has_room(file: FileIO, size_bytes: int) -> bool:
             raise
         return False
     return True
+
+
+def test_a_file_system_without_fallocate_serves(tmp_path: Path) -> None:
+    with small_disk(tmp_path, kind="ext2") as place, open_spool([place], 8 * MIB) as spool:
+        assert os.fstat(spool.files[0].fd).st_blocks * 512 >= 8 * MIB
+        source, back = random_buffer(MIB, 1), aligned_buffer(MIB)
+        extent = spool.allocate(MIB)
+        spool.write(extent, source).wait()
+        spool.reserve(12 * MIB)
+        spool.read(extent, back).wait()
+        assert back == source

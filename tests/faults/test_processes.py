@@ -67,6 +67,21 @@ def test_a_killed_process_leaves_no_file_in_a_plain_directory(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fork_may_not_write_and_its_end_harms_nobody(tmp_path: Path) -> None:
+    child = run_child("forked", tmp_path)
+    assert child.returncode == 0, child.stderr
+    refused, before, after = child.stdout.splitlines()
+    assert "of which this one is a fork" in refused
+    assert (before, after) == ("True", "True")
+
+
+def test_a_process_ends_with_writes_under_way(tmp_path: Path) -> None:
+    child = run_child("unfinished", tmp_path)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.splitlines() == ["the last line", "40"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def _free_bytes(place: Path) -> int:
     status = os.statvfs(place)
     return status.f_bavail * status.f_frsize

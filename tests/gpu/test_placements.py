@@ -5,6 +5,7 @@ what was asked.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"placement": "recompute", "skeletal": "host"},
     {"placement": "recompute", "skeletal": "host", "in_flight_bytes": 100_000},
     {"placement": "keep", "skeletal": "host"},
+    {"placement": "ssd", "skeletal": "ssd"},
+    {"placement": {"ssd": 0.5, "host": 0.5}, "skeletal": "ssd", "in_flight_bytes": 1},
+    {"placement": "host", "skeletal": "host", "host_bytes": 1_000_000},
 )
 
 
@@ -32,13 +36,16 @@ OTHERS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_are_equal_bit_by_bit(
-    name: str, dtype: torch.dtype, device: torch.device
+    name: str, dtype: torch.dtype, device: torch.device, tmp_path: Path
 ) -> None:
     model, batch = on(device, build(family(name)), dtype), batch_on(device)
     kept = memo.wrap(copy.deepcopy(model), tile_tokens=TILE_TOKENS)
     expected = train_step(kept, batch)
     for options in OTHERS:
-        other = memo.wrap(copy.deepcopy(model), tile_tokens=TILE_TOKENS, **options)
+        spill: dict[str, Any] = {}
+        if "ssd" in str(options) or "host_bytes" in options:
+            spill = {"spill_dir": tmp_path}
+        other = memo.wrap(copy.deepcopy(model), tile_tokens=TILE_TOKENS, **options, **spill)
         for _ in range(2):  # the second step finds the pool as the first one left it
             got = train_step(other, batch)
             assert torch.equal(got.loss, expected.loss), options
@@ -51,8 +58,9 @@ def test_bytes_in_flight_keep_within_the_budget(
 ) -> None:
     sizes, take = [0], HostPool.take
 
-    def watched(pool: HostPool, size_bytes: int) -> Extent:
+    def watched(pool: HostPool, size_bytes: int) -> Extent | None:
         extent = take(pool, size_bytes)
+        assert extent is not None
         sizes.append(extent.size_bytes)
         return extent
 

@@ -16,4 +16,6 @@ from offload import TensorStore, open_disk
 def disk_store(folder: Path | None = None, **options: Any) -> TensorStore:
     """A store whose SSD tier is in a folder."""
     directory = folder or Path(tempfile.gettempdir())
-    return TensorStore(open_disk=partial(open_disk, [directory]), **options)
+    store = TensorStore(open_disk=partial(open_disk, [directory]), **options)
+    store.prepare()
+    return store

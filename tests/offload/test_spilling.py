@@ -10,6 +10,8 @@ import errno
 import gc
 import random
 import threading
+import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,7 @@ def test_the_limit_of_host_bytes_is_kept_and_every_byte_comes_back(
 
 def test_the_memory_of_the_host_is_there_from_the_start() -> None:
     store = TensorStore(host_bytes=7 * UNIT, devices=(CPU,))
+    store.prepare()
     assert store.hosts[CPU].pool.size_bytes == 7 * UNIT
 
 
@@ -277,6 +280,128 @@ def test_the_spool_grows_with_what_is_asked_for(tmp_path: Path) -> None:
         assert store.disk.size_bytes >= 5 * (2 << 20)
     for n in range(6):
         assert torch.equal(store.get(tickets[n])[0], _numbers(n, units))
+
+
+def test_a_spool_as_large_as_a_step_serves_the_next_one(tmp_path: Path) -> None:
+    tier = _faulty_tier(tmp_path, [Stall(0.2)] * 8, budget=Budget(64 << 20))
+    units = (1 << 20) // UNIT
+    for step in range(2):
+        parcels = [tier.save([_numbers(n + step, units)], tier=Tier.SSD) for n in range(8)]
+        for n in reversed(range(8)):
+            assert torch.equal(tier.load(parcels[n])[0], _numbers(n + step, units))
+            tier.drop(parcels[n])  # its write may be under way
+
+
+def test_a_disk_with_little_left_gives_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path, in_flight_bytes=0)
+    disk = store.disk
+    assert isinstance(disk, SpoolDisk)
+    reserve, limit = ssd.Spool.reserve, 10 << 20
+
+    def limited(self: ssd.Spool, size_bytes: int) -> None:
+        if size_bytes > limit:
+            raise ssd.SpillError("full", directory=tmp_path, operation="reserve", errno=28)
+        reserve(self, size_bytes)
+
+    monkeypatch.setattr(ssd.Spool, "reserve", limited)
+    units = (1 << 20) // UNIT
+    tickets = [store.put([_numbers(n, units)], Tier.SSD) for n in range(10)]
+    with pytest.raises(SpillError, match="full"):
+        store.put([_numbers(10, units)], Tier.SSD)
+    assert all(torch.equal(store.get(tickets[n])[0], _numbers(n, units)) for n in range(10))
+
+
+def test_what_a_refused_growth_left_undone_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path, in_flight_bytes=0, expected_groups=5)
+    asked: list[int] = []
+
+    def refuse(self: SpoolDisk, size_bytes: int) -> None:
+        asked.append(size_bytes)
+        raise SpillError("full", directory=tmp_path, operation="reserve", errno=28)
+
+    monkeypatch.setattr(SpoolDisk, "reserve", refuse)
+    for _ in range(2):
+        ticket = store.put([_numbers(0)], Tier.SSD)
+        with pytest.raises(SpillError, match="full"):
+            store.close_group()
+        del ticket
+    assert asked == [5 * UNIT, 5 * UNIT]
+
+
+def test_an_extent_whose_last_copy_failed_serves_others(tmp_path: Path) -> None:
+    store = _store(tmp_path, in_flight_bytes=UNIT, host_bytes=3 * UNIT)
+    tier = store.hosts[CPU]
+    tickets = [store.put([_numbers(n)], Tier.HOST) for n in range(5)]
+    _settled(tier)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offload.threads.numpy.copyto", _refuse)
+        bad = tier.save([_numbers(99)])
+        with pytest.raises(TransferError, match="no such page"):
+            tier._retire(bad)
+    tier.drop(bad)
+    tier.sweep()
+    for n in range(5):
+        assert torch.equal(store.get(tickets[n])[0], _numbers(n))
+
+
+def test_short_sequences_after_a_long_one_wear_nothing(tmp_path: Path) -> None:
+    store = _store(tmp_path, in_flight_bytes=UNIT, expected_groups=4, host_bytes=8 * UNIT)
+    written = []
+    for units in (3, 1, 1, 1):
+        tickets = []
+        for n in range(4):
+            tickets.append(store.put([_numbers(n, units)], Tier.HOST))
+            store.close_group()
+        while tickets:
+            store.get(tickets.pop())
+        _settled(store.hosts[CPU])
+        assert store.disk is not None
+        written.append(store.disk.written_bytes)
+    assert written[0] > 0
+    assert written[1] - written[0] <= 2 * UNIT  # its first layer does not know yet
+    assert written[3] - written[2] <= 2 * UNIT
+
+
+def test_a_warning_that_is_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    tier = _faulty_tier(tmp_path, [Fail(errno.ENOSPC)], budget=Budget(1 << 20))
+    parcel = tier.save([_numbers(0)], tier=Tier.SSD)
+    while tier.space._writing:
+        tier.sweep()
+    tier.drop(parcel)
+    tier.sweep()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ssd.SpillWarning)
+        with pytest.raises(ssd.SpillWarning):
+            tier.save([_numbers(1)], tier=Tier.SSD)
+    _settled(tier)
+    assert (len(tier.space._here), len(tier._flying), len(tier.groups)) == (0, 0, 0)
+    assert tier.pool.free_bytes == tier.pool.size_bytes
+
+
+def test_a_store_that_is_collected_in_its_own_thread_is_closed(tmp_path: Path) -> None:
+    gc.collect()
+    before, gone = open_descriptors(), threading.Event()
+    store = _store(tmp_path, in_flight_bytes=1 << 20)
+    disk = store.disk
+    assert isinstance(disk, SpoolDisk)
+    held = [store, store.put([_numbers(0)], Tier.SSD)]
+
+    def let_go() -> None:
+        gone.wait()
+        held.clear()
+        gc.collect()
+
+    disk._writes.submit(let_go)
+    del store, disk
+    gone.set()
+    deadline_s = time.monotonic() + 20
+    while open_descriptors() > before and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert open_descriptors() == before
 
 
 def test_nothing_is_left_when_the_store_goes(tmp_path: Path) -> None:

@@ -71,13 +71,13 @@ def skip_where_little_is_locked(refused: SpillWarning) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, size_bytes: int = 32 * MIB) -> Iterator[Path]:
-    """An ext4 of its own on a loop device, mounted; skip where that is not allowed."""
+def small_disk(folder: Path, size_bytes: int = 32 * MIB, *, kind: str = "ext4") -> Iterator[Path]:
+    """A file system of its own on a loop device, mounted; skip where that is not allowed."""
     image, place = folder / "disk.img", folder / "disk"
     image.touch()
     os.truncate(image, size_bytes)
     place.mkdir()
-    run_or_skip("mkfs.ext4", "-q", "-m", "0", image)
+    run_or_skip(f"mkfs.{kind}", "-q", "-m", "0", image)
     run_or_skip("mount", "-o", "loop", image, place)
     try:
         yield place

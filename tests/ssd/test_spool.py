@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -15,6 +16,7 @@ import pytest
 
 from ssd import EngineKind, Extent, SpillError, SpillWarning, Spool, aligned_buffer, open_spool
 from ssd.contracts import SpoolFile
+from ssd.faults import spill_error
 from ssd.files import open_file
 from ssd.request_queue import RequestQueue
 from ssd.threads import ThreadEngine
@@ -292,3 +294,19 @@ def test_a_spool_that_cannot_grow_is_as_it_was(tmp_path: Path) -> None:
         assert spool.size_bytes == 4 * MIB
         assert os.fstat(spool.files[0].fd).st_size == 4 * MIB
         assert _get(spool, extent) == source
+
+
+def test_growth_that_one_disk_refuses_is_taken_back_on_the_others(tmp_path: Path) -> None:
+    with open_spool(_folders(tmp_path, 2), 8 * MIB) as spool:
+        grow, taken = spool._grow_file, [os.fstat(file.fd).st_blocks for file in spool.files]
+
+        def refuse(file: SpoolFile, size_bytes: int) -> SpoolFile:
+            if file is spool.files[1]:
+                raise spill_error("reserve", file.directory, errno.ENOSPC)
+            return grow(file, size_bytes)
+
+        spool._grow_file = refuse
+        with pytest.raises(SpillError, match="could not reserve"):
+            spool.reserve(64 * MIB)
+        assert [os.fstat(file.fd).st_blocks for file in spool.files] == taken
+        assert spool.size_bytes == 8 * MIB

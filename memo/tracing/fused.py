@@ -1,0 +1,105 @@
+"""Attention as a CUDA device's kernels do it, on fake tensors of the CPU.
+
+Scope: what a fused kernel allocates: o, the log-sum-exp, the gradients, and the flash kernel's
+memory of its own in backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from memo.attention.contracts import Kernel
+from memo.attention.core import AttentionCore
+from memo.attention.varlen import VarlenKernel
+from offload import CoreCall, TensorStore
+
+_aten = torch.ops.aten
+
+
+class FusedCore(AttentionCore):
+    """Takes every call to one fused kernel, whatever mask, soft-capping or sinks it has: on CUDA
+    there is one for each (flash, cuDNN, flex), and all hold the same.
+    """
+
+    def __init__(self, store: TensorStore) -> None:
+        super().__init__(store, varlen=VarlenKernel(store, attention=_attention))
+
+    def kernel_for(self, call: CoreCall) -> Kernel:
+        return self._varlen
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """`torch.nn.attention.varlen.varlen_attn`; q, k, v as [tokens, heads, head_dim]."""
+    result: Tensor = _Flash.apply(q, k, v, cu_seq_q, longest_q, scale, window_size)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seq: Tensor,
+        longest: int,
+        scale: float,
+        window_size: tuple[int, int],
+    ) -> Tensor:
+        o: Tensor
+        o, lse, state, unused, _ = _aten._flash_attention_forward(
+            *(q, k, v, cu_seq, cu_seq, longest, longest),
+            *(0.0, window_size[1] == 0, False),
+            scale=scale,
+            window_size_left=window_size[0],
+            window_size_right=window_size[1],
+        )
+        ctx.save_for_backward(q, k, v, o, lse, cu_seq, state, unused)
+        ctx.longest, ctx.scale, ctx.window_size = longest, scale, window_size
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        q, k, v, o, lse, cu_seq, state, unused = ctx.saved_tensors
+        workspace = _workspace(q, k)
+        dq, dk, dv = _aten._flash_attention_backward(
+            *(grads[0], q, k, v, o, lse, cu_seq, cu_seq, ctx.longest, ctx.longest),
+            *(0.0, ctx.window_size[1] == 0, state, unused),
+            scale=ctx.scale,
+            window_size_left=ctx.window_size[0],
+            window_size_right=ctx.window_size[1],
+        )
+        del workspace
+        return dq, dk, dv, None, None, None, None
+
+
+def _workspace(q: Tensor, k: Tensor) -> list[Tensor]:
+    """What flash attention's backward allocates beside its results: float32 sums for dq, the row
+    sums of o * do, and dk and dv for every query head where heads share them (`mha_varlen_bwd` in
+    ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
+    """
+    tokens, heads, head_dim = q.shape
+    wide = -(-head_dim // 32) * 32 if head_dim <= 128 else -(-head_dim // 64) * 64
+    sums = [
+        q.new_empty((tokens + 128, heads, wide), dtype=torch.float32),
+        q.new_empty((heads, tokens + 128), dtype=torch.float32),
+    ]
+    shared = k.shape[1] != heads
+    return sums + [k.new_empty((k.shape[0], heads, head_dim)) for _ in range(2 * shared)]

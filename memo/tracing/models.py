@@ -1,0 +1,96 @@
+"""A model to trace: any causal LM's config, built on fake tensors.
+
+Scope: finding a config (an object, a file, a folder, a name on the hub) and making the model of it
+without memory for its weights, whole or with adapters. Nothing runs here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+
+from offload import MemoError
+
+Train = Literal["full", "lora"]
+
+LORA_RANK = 16
+
+
+def load_config(model: str | Path | PreTrainedConfig) -> PreTrainedConfig:
+    """The config of a model, given as one, as a `config.json`, as a folder with one, or by name on
+    the Hugging Face hub. No weights are loaded.
+
+    Raises:
+        ValueError: when there is none; suggests names of families that are alike.
+    """
+    if isinstance(model, PreTrainedConfig):
+        return model
+    try:
+        config = AutoConfig.from_pretrained(str(model))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_unknown(str(model))) from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(Path(name).name.lower(), CONFIG_MAPPING_NAMES, n=3, cutoff=0.4)
+    hint = f"; families with names like it: {', '.join(near)}" if near else ""
+    return (
+        f"model {name!r}: takes a config.json, a folder with one, or a name on the Hugging Face "
+        f"hub that can be reached from here{hint}"
+    )
+
+
+def fake_model(config: PreTrainedConfig, dtype: torch.dtype, *, train: Train = "full") -> nn.Module:
+    """The causal LM of `config` in training mode; call it within `FakeTensorMode`.
+
+    "lora": all weights frozen, adapters of rank `LORA_RANK` at every linear layer but the head (the
+    package peft makes them).
+
+    Raises:
+        MemoError: for a config that transformers has no causal LM for, or without peft.
+    """
+    text = copy.deepcopy(config.get_text_config())  # a model writes its dtype into its config
+    try:
+        with _without_initialising():
+            model = AutoModelForCausalLM.from_config(text, dtype=dtype)
+        model.tie_weights()  # is left out with the initialising
+    except ValueError as error:
+        raise MemoError(f"{type(config).__name__} is of no causal LM: {error}") from error
+    result: nn.Module = _with_adapters(model) if train == "lora" else model
+    return result.train()
+
+
+@contextmanager
+def _without_initialising() -> Iterator[None]:
+    # Random numbers for fake weights are work for nothing.
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        yield
+
+
+def _with_adapters(model: nn.Module) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MemoError("tracing LoRA needs the package peft: pip install peft") from error
+    lora = LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    # Adapters are made in float32, in which peft leaves them; moving them to where the model is
+    # swaps tensors, and fake ones cannot be swapped.
+    with patch.object(nn.Module, "to", lambda self, *_, **__: self):
+        adapted: Any = get_peft_model(model, lora)
+    adapted.enable_input_require_grads()  # what a layer after the first is given takes a gradient
+    result: nn.Module = adapted
+    return result
