@@ -15,8 +15,9 @@ from memo.attention.blocks import Block
 from memo.attention.contracts import AttentionOptions, BlockInputs
 from memo.attention.masks import RangeMask
 from memo.attention.sdpa import SdpaKernel
-from offload import MemoError, TensorStore, Tier
+from offload import MemoError, Tier
 from tests.memo.attention.reference import dense_attention
+from tests.offload.disks import disk_store
 
 SCALE = 0.37
 
@@ -41,7 +42,7 @@ def _square(tokens: int) -> Block:
 
 
 def _both_ways(inputs: BlockInputs, grad: Tensor, tier: Tier = Tier.HOST) -> list[Tensor]:
-    kernel = SdpaKernel(TensorStore())
+    kernel = SdpaKernel(disk_store())
     out, state = kernel.forward(inputs, tier)
     assert state is not None
     grads = kernel.backward(grad, inputs, out, state)
@@ -108,7 +109,7 @@ def _seen(block: Block) -> Tensor:
 @pytest.mark.parametrize("v_dim", [8, 5])
 @pytest.mark.parametrize("name", ["square", "band", "open"])
 def test_nothing_of_q_k_v_and_o_is_held(name: str, v_dim: int) -> None:
-    store = TensorStore()
+    store = disk_store()
     kernel, inputs = SdpaKernel(store), _inputs(BLOCKS[name], torch.bfloat16, v_dim=v_dim)
     out, state = kernel.forward(inputs, Tier.HOST)
     assert state is not None
@@ -123,7 +124,7 @@ def test_nothing_of_q_k_v_and_o_is_held(name: str, v_dim: int) -> None:
 
 
 def test_bands_of_one_shape_are_one_tensor() -> None:
-    kernel = SdpaKernel(TensorStore())
+    kernel = SdpaKernel(disk_store())
     first, second = (Block((0, 2), (s, s + 40), (s - 30, s + 40), True, 31) for s in (100, 140))
     (one,), (other,) = (kernel.constants(_inputs(block)) for block in (first, second))
     assert one is other
@@ -132,7 +133,7 @@ def test_bands_of_one_shape_are_one_tensor() -> None:
 
 
 def test_bands_are_what_their_blocks_allow() -> None:
-    kernel = SdpaKernel(TensorStore())
+    kernel = SdpaKernel(disk_store())
     for k, causal, window in (((70, 140), True, 31), ((75, 140), True, 31), ((70, 140), True, 30)):
         block = Block((0, 2), (100, 140), k, causal, window)
         (band,) = kernel.constants(_inputs(block))
@@ -143,16 +144,16 @@ def test_bands_are_what_their_blocks_allow() -> None:
 def test_a_kernel_that_keeps_scores_is_refused(v_dim: int) -> None:
     inputs = _inputs(_square(701), v_dim=v_dim)
     with sdpa_kernel(SDPBackend.MATH), pytest.raises(MemoError, match="matrix of scores"):
-        SdpaKernel(TensorStore()).forward(inputs, Tier.DEVICE)
+        SdpaKernel(disk_store()).forward(inputs, Tier.DEVICE)
 
 
 def test_a_backend_is_asked_for() -> None:
     inputs = _inputs(_square(701))
-    flash = SdpaKernel(TensorStore(), SDPBackend.FLASH_ATTENTION)
+    flash = SdpaKernel(disk_store(), SDPBackend.FLASH_ATTENTION)
     out = flash.forward(inputs, Tier.DEVICE)[0]
-    assert torch.equal(out, SdpaKernel(TensorStore()).forward(inputs, Tier.DEVICE)[0])
+    assert torch.equal(out, SdpaKernel(disk_store()).forward(inputs, Tier.DEVICE)[0])
     with pytest.raises(MemoError, match="matrix of scores"):
-        SdpaKernel(TensorStore(), SDPBackend.MATH).forward(inputs, Tier.DEVICE)
+        SdpaKernel(disk_store(), SDPBackend.MATH).forward(inputs, Tier.DEVICE)
     assert [SdpaKernel.name_of(b) for b in (None, SDPBackend.FLASH_ATTENTION)] == [
         "sdpa",
         "sdpa flash",
@@ -160,7 +161,7 @@ def test_a_backend_is_asked_for() -> None:
 
 
 def test_without_a_backward_nothing_is_stored() -> None:
-    store, inputs = TensorStore(), _inputs(_square(33), v_dim=5)
+    store, inputs = disk_store(), _inputs(_square(33), v_dim=5)
     out, state = SdpaKernel(store).forward(inputs, None)
     assert state is None
     assert out.shape == (2, 6, 33, 5)

@@ -32,6 +32,7 @@ from tests.memo.attention.calls import (
 from tests.memo.attention.calls import mask as masks
 from tests.memo.attention.flash_cuda import FlashCuda
 from tests.memo.attention.reference import dense_mask
+from tests.offload.disks import disk_store
 
 varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has it since 2.10")
 
@@ -77,7 +78,7 @@ def test_segments_and_right_padding_are_the_mask(case: tuple[RangeMask, int]) ->
 
 @pytest.mark.parametrize("name", RANGES)
 def test_any_mask_is_dense_attention_in_one_call(name: str, flash: FlashCuda) -> None:
-    call, core = random_call(RANGES[name]), _core(TensorStore())
+    call, core = random_call(RANGES[name]), _core(disk_store())
     assert isinstance(core.kernel_for(call), VarlenKernel)
     check_dense(call, core)
     assert len(flash.calls) == 1
@@ -87,7 +88,7 @@ def test_any_mask_is_dense_attention_in_one_call(name: str, flash: FlashCuda) ->
 @pytest.mark.parametrize("window", [None, 1, 50, 86, 87, 88, 200])
 def test_windows(window: int | None, causal: bool, flash: FlashCuda) -> None:
     mask = RangeMask(TOKENS, (Row((0, TOKENS), (0, 40, 56)),), causal, window)
-    check_dense(random_call(mask), _core(TensorStore()))
+    check_dense(random_call(mask), _core(disk_store()))
     bites = window is not None and window < TOKENS - 56
     assert flash.calls == [((window or 0) - 1 if bites else -1, 0 if causal else -1)]
 
@@ -97,7 +98,7 @@ def test_queries_that_see_nothing_give_zero() -> None:
     mask = RangeMask(
         TOKENS, (Row((17, TOKENS), (17, 18)), Row((0, 0), (0,)), MASKS["full"].rows[0])
     )
-    o, _ = _core(TensorStore()).forward(random_call(mask), None)
+    o, _ = _core(disk_store()).forward(random_call(mask), None)
     assert not o[0, :17].any()
     assert not o[1].any()
 
@@ -106,14 +107,14 @@ def test_queries_that_see_nothing_give_zero() -> None:
 @pytest.mark.parametrize("name", RANGES)
 def test_gradients_may_be_written_over_the_heads(name: str) -> None:
     padded = any(right_padding_of(RANGES[name], BATCH))
-    check_over(random_call(RANGES[name]), _core(TensorStore()), over=not padded)
+    check_over(random_call(RANGES[name]), _core(disk_store()), over=not padded)
 
 
 @pytest.mark.usefixtures("flash")
 @pytest.mark.parametrize("tier", list(Tier))
 @pytest.mark.parametrize("name", ["packed", "chunks"])
 def test_nothing_of_q_k_v_and_o_is_held(name: str, tier: Tier) -> None:
-    store = TensorStore()
+    store = disk_store()
     core, call = _core(store), _detached(random_call(RANGES[name]))
     o, state = core.forward(call, tier)
     assert state is not None
@@ -137,14 +138,14 @@ def _detached(call: CoreCall) -> CoreCall:
 
 def _lengths(kernel: VarlenKernel, mask: RangeMask, batch: int = 2) -> tuple[Tensor, ...]:
     q = torch.randn(batch, mask.tokens, 2, 4).transpose(1, 2)
-    core = AttentionCore(TensorStore(), varlen=kernel)
+    core = AttentionCore(disk_store(), varlen=kernel)
     call = CoreCall(heads=(q, q, q), options=AttentionOptions(mask=mask, scale=1.0))
     ((_, piece), *_) = core._pieces(call)
     return kernel.constants(piece.inputs_of(call))
 
 
 def test_lengths_are_made_once_for_a_mask() -> None:
-    kernel = VarlenKernel(TensorStore(), varlen.varlen_attn)
+    kernel = VarlenKernel(disk_store(), varlen.varlen_attn)
     packed, padded = RangeMask(9, (Row((0, 9), (0, 4)),)), RangeMask(9, (Row((2, 9), (2, 4)),))
     first_q, first_k = _lengths(kernel, packed)
     assert first_q is first_k
@@ -158,7 +159,7 @@ def test_lengths_are_made_once_for_a_mask() -> None:
 
 
 def test_lengths_of_few_masks_are_held() -> None:
-    kernel = VarlenKernel(TensorStore(), varlen.varlen_attn)
+    kernel = VarlenKernel(disk_store(), varlen.varlen_attn)
     masks = [RangeMask(30, (Row((0, 30), (0, start)),)) for start in range(1, 29)]
     first = _lengths(kernel, masks[0])[0]
     held = weakref.ref(first)
@@ -170,7 +171,7 @@ def test_lengths_of_few_masks_are_held() -> None:
 
 
 def test_it_takes_what_it_can_see_without_a_copy() -> None:
-    store = TensorStore()
+    store = disk_store()
     core, call = _core(store), random_call(MASKS["packed"])
     q, k, v = call.heads
     assert isinstance(core.kernel_for(call), VarlenKernel)
@@ -195,11 +196,11 @@ def test_parts_of_a_fused_projection_are_told_apart() -> None:
         heads=fused.transpose(1, 2).split(4, dim=-1),
         options=random_call(MASKS["padded and packed"]).options,
     )
-    check_dense(call, _core(TensorStore()))
+    check_dense(call, _core(disk_store()))
 
 
 def test_a_cpu_has_none() -> None:
-    store = TensorStore()
+    store = disk_store()
     call = random_call(MASKS["packed"])
     assert not VarlenKernel(store).takes(call)
     assert isinstance(AttentionCore(store).kernel_for(call), SdpaKernel)

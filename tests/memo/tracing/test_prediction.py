@@ -80,7 +80,7 @@ def step(tokens):
 step(600)  # loads kernels
 release_unused_memory()
 with PeakMemory() as peak:
-    step(4096)
+    step(8192)
 print(peak.peak_bytes - peak.base_bytes)
 """
 
@@ -92,7 +92,7 @@ def test_peak_of_the_process(placement: str) -> None:
         [sys.executable, "-c", _RESIDENT, placement], capture_output=True, text=True, check=True
     )
     config = config_of("llama", hidden_size=512, intermediate_size=1536)
-    shape: dict[str, Any] = {"tokens": 4096, "tile_tokens": 512, "dtype": torch.float32}
+    shape: dict[str, Any] = {"tokens": 8192, "tile_tokens": 512, "dtype": torch.float32}
     step = trace_step(config, **shape, device_kind="cpu")
     tiles = all_tiles(step) if placement == "keep" else no_tiles(step)
     predicted = step_peak_bytes(step, tiles) - step.base_bytes
