@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from memo.attention.interface import Seam
 from memo.loss.seam import LossSeam
+from memo.parallel.call import open_call
 from memo.runtime import Runtime
 from memo.warning import warn_once
 from offload import MemoError
@@ -75,8 +76,18 @@ class Entry:
             warn_once(self.runtime, "use_cache=True was asked for in training: memo has no cache")
         if "use_cache" in self._parameters and "use_cache" not in self._positional(args):
             kwargs["use_cache"] = False
-        with self._installed(arguments):
+        if self.runtime.parallel is not None:
+            return self._over_ranks({**arguments, **kwargs})
+        with self._installed(arguments, Seam(self.runtime.core, arguments.get("position_ids"))):
             return self.original(*args, **kwargs)
+
+    def _over_ranks(self, arguments: dict[str, Any]) -> Any:
+        runtime = self.runtime
+        assert runtime.parallel is not None
+        call = open_call(runtime.parallel, self.model, arguments, runtime.core, runtime.store)
+        with self._installed(call.arguments, call.seam), call.installed():
+            output = self.original(**call.arguments)
+        return call.whole(output)
 
     # ---- deciding ----
 
@@ -129,7 +140,7 @@ class Entry:
     # ---- installing ----
 
     @contextmanager
-    def _installed(self, arguments: dict[str, Any]) -> Iterator[None]:
+    def _installed(self, arguments: Mapping[str, Any], seam: Seam) -> Iterator[None]:
         runtime = self.runtime
         with ExitStack() as stack:
             stack.enter_context(runtime.thread.entered())
@@ -141,7 +152,7 @@ class Entry:
                     "is ignored",
                 )
             stack.enter_context(runtime.switch.on())
-            stack.enter_context(Seam(runtime.core, arguments.get("position_ids")).entered())
+            stack.enter_context(seam.entered())
             stack.enter_context(self._layers_installed())
             loss = self._loss_seam(arguments)
             if loss is not None:
@@ -158,7 +169,7 @@ class Entry:
                 stack.enter_context(_forward_set(norm, partial(runtime.run_norm, norm)))
             yield
 
-    def _loss_seam(self, arguments: dict[str, Any]) -> LossSeam | None:
+    def _loss_seam(self, arguments: Mapping[str, Any]) -> LossSeam | None:
         labels = arguments.get("labels")
         labels = arguments.get("shift_labels") if labels is None else labels
         if not self.runtime.options.tiled_loss or labels is None:

@@ -20,11 +20,16 @@ from memo.attention.interface import current_seam
 from memo.contracts import LayerMode, Options
 from memo.layers import HFLayer, LayerArguments, collected_names
 from memo.modules import PlainForward
+from memo.parallel.call import Parallel
+from memo.parallel.core import ParallelCore
+from memo.parallel.outputs import gather_auxiliary
+from memo.parallel.tiled import TiledExchange
 from memo.switch import OneThread, Switch
 from memo.tiling import auto_tile_tokens, holds_pre
 from memo.warning import warn_once
 from offload import (
     LayerCount,
+    MemoError,
     Placement,
     Policy,
     Replay,
@@ -38,6 +43,7 @@ from offload import (
     split_tokens,
     spread_placements,
 )
+from offload.contracts import CallJoiner
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +59,16 @@ class WrappedLayer:
 
 @dataclass(slots=True)
 class Runtime:
-    """A wrapped model's state. `modes` and `counts` are by layer kind."""
+    """A wrapped model's state. `modes` and `counts` are by layer kind; `parallel` None: a sequence
+    is one rank's.
+    """
 
     options: Options
     layers: list[WrappedLayer]
     modes: dict[str, LayerMode]
     switch: Switch
     norms: list[nn.Module]
+    parallel: Parallel | None = None
     counts: dict[str, LayerCount] = field(default_factory=dict)
     thread: OneThread = field(default_factory=OneThread)
     is_removed: bool = False
@@ -71,6 +80,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self.store = _store(self.options, self.layers)
+        self.store.prepare()
         self.core = AttentionCore(self.store)
         self.counts = {kind: LayerCount() for kind in self.modes}
 
@@ -103,26 +113,44 @@ class Runtime:
         elif torch.is_grad_enabled() and any(t.requires_grad for t in arguments.tensors()):
             reason = "arguments beside the hidden states take gradients"
         if reason is not None:
+            self._refuse_whole(reason, layer)
             warn_once(self, f"layers of class {layer.kind} run whole, not tile by tile: {reason}")
         return reason is None
 
+    def _refuse_whole(self, reason: str, layer: WrappedLayer) -> None:
+        if isinstance(current_seam().core, ParallelCore):
+            raise MemoError(
+                f"layers of class {layer.kind} would run whole ({reason}), and sequence "
+                "parallelism needs them as the self-check found them"
+            )
+
     def _run_tiled(self, layer: WrappedLayer, x: Tensor, arguments: LayerArguments) -> Any:
         split = HFLayer(layer.module, arguments, self.switch, collected_names())
+        core, policy = current_seam().core, self.policy(x, layer.module)
+        over_ranks = core if isinstance(core, ParallelCore) else None
         outputs = run_tiled(
             TiledForward(
                 split=split,
-                core=self.core,
-                policy=self.policy(x, layer.module),
+                core=core,
+                policy=policy,
                 store=self.store,
                 count=self.counts[layer.kind],
                 replay=Replay(x.device),
                 name=f"{layer.kind} {layer.index}",
+                join=None if over_ranks is None else self._exchanging(over_ranks),
             ),
             x,
         )
         y = outputs.pop("")
+        if over_ranks is not None:
+            outputs = gather_auxiliary(outputs, over_ranks)
         split.report_auxiliary(outputs)
         return split.output(y)
+
+    def _exchanging(self, core: ParallelCore) -> Callable[[], CallJoiner]:
+        # Ranks have as many tokens in a tile, and not as many tokens: a first tile may be shorter.
+        assert self.tile_tokens is not None, "no policy was made"
+        return partial(TiledExchange, core, self.tile_tokens)
 
     def run_norm(
         self, norm: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any

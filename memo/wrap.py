@@ -18,6 +18,8 @@ from memo.contracts import LayerMode, PlacementLike
 from memo.entry import Entry
 from memo.kinds import find_layers, find_norms
 from memo.options import checked_options
+from memo.parallel.groups import SequenceParallelLike, checked_sequence_parallel
+from memo.parallel.setup import set_up
 from memo.runtime import Runtime, WrappedLayer
 from memo.switch import Switch
 from memo.warning import warn_once
@@ -42,6 +44,7 @@ def wrap(
     spill_bytes: int | None = None,
     verify: str = "none",
     raw: bool = False,
+    sequence_parallel: SequenceParallelLike = None,
 ) -> ModelT:
     """Let a Hugging Face model train on long sequences; returns the same object, to be trained as
     before.
@@ -69,10 +72,20 @@ def wrap(
             anything of the second layer is computed.
         verify: "checksum" compares what comes back from the disk with what was written.
         raw: `spill_dir` names block devices that hold nothing, to be written without a file system.
+        sequence_parallel: how many consecutive ranks of `torch.distributed` share each sequence
+            (all ranks then call `wrap` alike), or the process group or one-axis device mesh of
+            those that do. Each of them is given the whole batch, runs its share of the tokens, and
+            returns the loss and the outputs of the whole. None or 1: a rank has its sequences for
+            itself. Gradients are made to be *averaged over all ranks* of the job, those of a group
+            among them, which is what DDP, FSDP2 and DeepSpeed's ZeRO do over their default group:
+            the average is the gradient of the mean loss over sequence groups. (An engine's own
+            sequence parallelism stays off.) Calls that are not memo's, such as generation, run
+            whole on every rank.
 
     Raises:
         ValueError: for an argument that is not understood.
-        MemoError: for a model that is wrapped already or has no layer that can be wrapped.
+        MemoError: for a model that is wrapped already or has no layer that can be wrapped; under
+            sequence parallelism also for one with a layer that is not token-wise outside attention.
         SpillError: when a directory, its space or a device can't be had.
     """
     options = checked_options(
@@ -87,6 +100,7 @@ def wrap(
         verify=verify,
         raw=raw,
     )
+    asked = checked_sequence_parallel(sequence_parallel)
     root = _root(model)
     if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):
         raise MemoError(f"this {type(root).__name__} is wrapped already; memo.unwrap it first")
@@ -98,9 +112,11 @@ def wrap(
             "the model has parameters without memory (meta device); load its weights first"
         )
     register()
-    modes = check_layers(root, _samples(layers))
+    samples = _samples(layers)
+    modes = check_layers(root, samples)
     norms = [norm for norm in find_norms(root, layers) if is_tokenwise(norm)]
-    runtime = Runtime(options, layers, modes, _switch(root, modes), norms)
+    parallel = None if asked is None else set_up(asked, root, samples, modes, options)
+    runtime = Runtime(options, layers, modes, _switch(root, modes), norms, parallel)
     root.__dict__[_RUNTIME] = runtime
     for owner in _owners(root, layers):
         Entry(owner, runtime).install()

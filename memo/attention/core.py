@@ -26,7 +26,7 @@ from memo.attention.pieces import Piece, Sums, are_disjoint, options_of
 from memo.attention.sdpa import SdpaKernel
 from memo.attention.shapes import Choice, Shape, all_heads
 from memo.attention.varlen import VarlenKernel
-from offload import CoreCall, CoreEnd, CoreState, TensorStore, Tier
+from offload import Core, CoreCall, CoreEnd, CoreState, TensorStore, Tier
 
 _MAX_CHOICES = 64
 """A model has a few shapes times a few lengths; a choice that is forgotten is made again."""
@@ -118,7 +118,7 @@ class AttentionCore:
         return choice
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, PieceStates | None]:
-        with _without_autocast(call) as cast:
+        with without_autocast(call) as cast:
             return self._forward(cast, tier)
 
     def _forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, PieceStates | None]:
@@ -142,7 +142,7 @@ class AttentionCore:
         self, call: CoreCall, end: CoreEnd
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         assert isinstance(end.state, PieceStates)
-        with _without_autocast(call) as cast:
+        with without_autocast(call) as cast:
             own = call.is_own and cast.heads[0].dtype == call.heads[0].dtype
             over = own and are_disjoint([done.piece for done in end.state.pieces], cast)
             return self._backward(cast, end, end.state.pieces, over=over)
@@ -176,7 +176,7 @@ class AttentionCore:
                 yield kernel, Piece(block, part)
 
 
-def attend(core: AttentionCore, call: CoreCall) -> Tensor:
+def attend(core: Core, call: CoreCall) -> Tensor:
     """Attention as one differentiable operation, for a layer that runs whole; `o` [batch,
     tokens, heads, head_dim].
     """
@@ -189,9 +189,7 @@ def attend(core: AttentionCore, call: CoreCall) -> Tensor:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, core: AttentionCore, options: object, count: int, *tensors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, core: Core, options: object, count: int, *tensors: Tensor) -> Tensor:
         call = CoreCall(heads=tensors[:count], extras=tensors[count:], options=options)
         o, ctx.state = core.forward(call, Tier.DEVICE)
         ctx.core, ctx.options, ctx.count = core, options, count
@@ -210,7 +208,7 @@ class _Attend(torch.autograd.Function):
 
 
 @contextmanager
-def _without_autocast(call: CoreCall) -> Iterator[CoreCall]:
+def without_autocast(call: CoreCall) -> Iterator[CoreCall]:
     """The call as autocast would have kernels see it, which they are run on without autocast: casts
     of their own would be saved for backward beside q, k and v."""
     device_type = call.heads[0].device.type

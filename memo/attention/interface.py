@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from memo.attention.contracts import AttentionOptions
-from memo.attention.core import AttentionCore, attend
+from memo.attention.core import attend
 from memo.attention.masks import MaskError, RangeMask, range_mask
-from offload import CoreCall, MemoError
+from offload import Core, CoreCall, MemoError
 
 NAME = "memo"
 """The implementation's name in transformers' registries."""
@@ -97,7 +97,7 @@ class TileScope:
 class Seam:
     """What attention knows of the model whose forward is running."""
 
-    core: AttentionCore
+    core: Core
     position_ids: Tensor | None = None
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from memo.parallel.view import SequenceView
 from offload import MemoError
@@ -57,7 +58,8 @@ def split_batch(
 
     Raises:
         ValueError: for tensors of another length than the view's.
-        MemoError: for a tensor that has the sequence's length in some dim and is not known.
+        MemoError: for another tensor of more than one element, and for tensors within a list or
+            a dictionary.
     """
     tokens = view.shares.total_tokens
     found = total_tokens(arguments)
@@ -83,15 +85,17 @@ def _positions(arguments: Mapping[str, Any], tokens: int) -> Tensor:
 
 def _cut(name: str, value: Any, view: SequenceView) -> Any:
     if not isinstance(value, Tensor):
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+            raise MemoError(f"{name} is a {type(value).__name__} of tensors: takes tensors alone")
         return value
     tokens = view.shares.total_tokens
     if name in (*_TOKENS_LAST, "labels", "shift_labels"):
         dim = value.ndim - 1
     elif name in _TOKENS_SECOND:
         dim = 1
-    elif tokens > 1 and tokens in value.shape:
+    elif value.numel() > 1:
         raise MemoError(
-            f"{name} of shape {tuple(value.shape)} seems to be per token, and memo does not know "
+            f"{name} of shape {tuple(value.shape)}: memo does not know whose tokens it is of, and "
             "how to cut it among ranks"
         )
     else:

@@ -49,6 +49,10 @@ class SequenceGroup:
             raise ValueError("process_group: takes a group that this rank is in")
         return cls(process_group, rank, size)
 
+    def __deepcopy__(self, _: dict[int, object]) -> SequenceGroup:
+        """Itself: a copy of a model talks to the same ranks."""
+        return self
+
     def global_rank(self, rank: int) -> int:
         """What the whole job calls the group's `rank`."""
         if self.process_group is None:

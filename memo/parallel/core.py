@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from memo.attention.core import _without_autocast
+from memo.attention.core import without_autocast
 from memo.attention.pieces import options_of
 from memo.parallel.contracts import Axes, Stored
 from memo.parallel.exchange import Fused, HeadsAxis, Owners
@@ -64,7 +64,7 @@ class ParallelCore:
             ValueError: for a degree that the call's heads don't allow.
             MemoError: for tensors of different dtypes, and for attention dropout on a ring.
         """
-        with _without_autocast(call) as cast:
+        with without_autocast(call) as cast:
             layout, fused = self._exchanged(cast)
             heads = cast.heads if fused is None else heads_of(fused)
             o, state = layout.inner.forward(self._inner_call(layout, cast, heads), tier)
@@ -99,7 +99,7 @@ class ParallelCore:
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """See `offload.Core`."""
         assert isinstance(end.state, ParallelState)
-        with _without_autocast(call) as cast:
+        with without_autocast(call) as cast:
             layout = self.layout_of(cast)
             if layout.is_alone:
                 end.state = end.state.inner

@@ -29,6 +29,26 @@ def share_tokens(total_tokens: int, ranks: int, unit_tokens: int = 1) -> TokenSh
     return TokenShares(tuple(min(end * unit_tokens, total_tokens) for end in ends))
 
 
+_MAX_UNIT_TOKENS = 128
+"""Kernels' blocks are of 64 or 128 rows."""
+
+_UNITS_PER_RANK = 16
+"""Shares differ by a unit at most, and so by a sixteenth of one."""
+
+
+def unit_tokens(total_tokens: int, ranks: int) -> int:
+    """In units of how many tokens a sequence is shared: a power of two, so that tiles of shares are
+    alike, and so few that shares are even and none is empty.
+
+    Raises:
+        ValueError: for fewer tokens than ranks.
+    """
+    if total_tokens < ranks:
+        raise ValueError(f"{total_tokens} tokens for {ranks} ranks: takes a token a rank at least")
+    most = max(1, total_tokens // (ranks * _UNITS_PER_RANK))
+    return min(_MAX_UNIT_TOKENS, 1 << (most.bit_length() - 1))
+
+
 def share_heads(heads: int, kv_heads: int, ranks: int) -> HeadShares:
     """Neighbouring heads for every rank, at least one: first the fewest query heads on the rank
     with the most, since attention's time is theirs; then the fewest copies of kv heads; then the

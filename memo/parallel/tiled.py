@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from memo.attention.core import _without_autocast
+from memo.attention.core import without_autocast
 from memo.attention.pieces import options_of
 from memo.parallel.core import ParallelCore
 from memo.parallel.exchange import Arrival, Fused
@@ -44,7 +44,7 @@ class TiledExchange:
         Raises:
             ValueError: for a tile that is not the next.
         """
-        with _without_autocast(call) as cast:
+        with without_autocast(call) as cast:
             self._layout = layout = self._core.layout_of(cast)
             if layout.is_alone:
                 self._alone.write(tile, cast)

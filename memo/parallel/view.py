@@ -66,6 +66,16 @@ class SequenceView:
         """This rank's tokens `[start, stop)`."""
         return self.shares.of(self.group.rank)
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether any row has padding."""
+        return any(row.valid != (0, self.shares.total_tokens) for row in self.rows)
+
+    @property
+    def is_padded_left(self) -> bool:
+        """Whether any row begins with padding."""
+        return any(row.valid[0] > 0 for row in self.rows)
+
     def cut(self, tensor: Tensor, dim: int = 1) -> Tensor:
         """This rank's tokens of a whole tensor."""
         start, stop = self.own

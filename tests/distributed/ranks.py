@@ -29,7 +29,13 @@ Job = Callable[..., Any]
 LIMIT_S = 60.0
 """Much more than any job takes, on a busy machine too."""
 
-_PRELOADED = ["tests.distributed.ranks", "tests.distributed.jobs", "tests.distributed.models"]
+_PRELOADED = [
+    "tests.distributed.ranks",
+    "tests.distributed.jobs",
+    "tests.distributed.models",
+    "tests.distributed.calls",
+    "tests.distributed.engines",
+]
 
 
 def run_ranks(

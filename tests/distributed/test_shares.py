@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memo.parallel.contracts import HeadShares, SequenceGroup, TokenShares
-from memo.parallel.shares import heads_degree, runs_of, share_axes, share_heads, share_tokens
+from memo.parallel.shares import (
+    heads_degree,
+    runs_of,
+    share_axes,
+    share_heads,
+    share_tokens,
+    unit_tokens,
+)
 
 
 @given(st.integers(1, 5000), st.integers(1, 16), st.integers(1, 300))
@@ -24,6 +31,17 @@ def test_tokens_are_shared_in_whole_units(total: int, ranks: int, unit: int) -> 
 
 def test_fewer_units_than_ranks_leave_the_last_ranks_without_tokens() -> None:
     assert share_tokens(9, 4, 4).tokens == (4, 4, 1, 0)
+
+
+@given(st.integers(1, 64), st.integers(0, 10**6))
+def test_units_leave_no_rank_without_tokens_and_shares_even(ranks: int, more: int) -> None:
+    total = ranks + more
+    unit = unit_tokens(total, ranks)
+    tokens = share_tokens(total, ranks, unit).tokens
+    assert min(tokens) >= 1
+    assert max(tokens) <= -(-total // ranks) + unit
+    assert unit == 1 or 16 * unit * ranks <= total
+    assert 128 % unit == 0
 
 
 def _partitions(heads: int, ranks: int) -> list[tuple[tuple[int, int], ...]]:
@@ -99,6 +117,7 @@ def test_rows_see_as_many_keys_under_a_causal_mask(ranks: int, degree: int) -> N
         (lambda: share_tokens(0, 2), "total_tokens is 0"),
         (lambda: share_tokens(5, 0), "ranks is 0"),
         (lambda: share_tokens(5, 2, 0), "unit_tokens is 0"),
+        (lambda: unit_tokens(3, 4), "3 tokens for 4 ranks"),
         (lambda: share_heads(9, 2, 2), "9 query heads on 2 kv heads"),
         (lambda: share_heads(4, 2, 5), "5 ranks for 4 query heads"),
         (lambda: heads_degree(8, 4, 3), "heads_degree is 3"),

@@ -1,0 +1,194 @@
+"""Training under engines that reduce gradients, rank by rank, and the same training in one process.
+
+Scope: the jobs. A sequence group's batch is told by its number; each engine is set up as its own
+documentation says, with nothing that is particular to memo but `sequence_parallel`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from memo.parallel.wire import Wire
+from tests.families.catalogue import family_named
+from tests.families.harness import build, random_batch, wrap_family
+
+TOKENS, LR = 37, 0.5
+
+Updates = dict[str, Tensor]
+"""What training added to each parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """`degree` ranks share a sequence; `engine`: "ddp", "fsdp2", "zero0" ... "zero3". `counted`:
+    the loss is divided by the number of labels of the whole step, as HF Trainer asks for.
+    """
+
+    engine: str
+    degree: int = 2
+    family: str = "llama"
+    accumulation: int = 1
+    clip: float | None = None
+    counted: bool = False
+    steps: int = 2
+
+    def batch(self, group: int, turn: int) -> dict[str, Any]:
+        """A group's batch; groups have different numbers of labels, and some ranks have none."""
+        batch = random_batch(2, TOKENS, seed=1 + 10 * group + turn)
+        batch["labels"][:, : 5 + 11 * group] = -100
+        return batch
+
+    def items(self, groups: int, step: int) -> dict[str, Any]:
+        """`num_items_in_batch` of a step, over its groups: a group's mean, times the groups."""
+        if not self.counted:
+            return {}
+        turns = range(step * self.accumulation, (step + 1) * self.accumulation)
+        counts = [
+            int((self.batch(group, turn)["labels"][:, 1:] != -100).sum())
+            for group in range(groups)
+            for turn in turns
+        ]
+        return {"num_items_in_batch": torch.tensor(sum(counts) / groups)}
+
+    @property
+    def divisor(self) -> int:
+        """Of each turn's loss; a loss that is counted is a part of the whole's already."""
+        return 1 if self.counted else self.accumulation
+
+
+def train_alone(training: Training, ranks: int) -> Updates:
+    """The unwrapped model in one process, with the batches of all groups."""
+    model, groups = build(family_named(training.family)), ranks // training.degree
+    before = _copied(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    for step in range(training.steps):
+        items = training.items(groups, step)
+        for index in range(training.accumulation):
+            for group in range(groups):
+                batch = training.batch(group, step * training.accumulation + index)
+                loss = model(**batch, **items).loss / groups / training.divisor
+                loss.backward()
+        _clip(model, training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return _added(model, before)
+
+
+def train_over_ranks(wire: Wire, training: Training) -> Updates:
+    """One rank's part in it, under the engine."""
+    model = build(family_named(training.family))
+    before = _copied(model)
+    wrap_family(
+        family_named(training.family), model, tile_tokens=5, sequence_parallel=training.degree
+    )
+    if training.engine.startswith("zero"):
+        return _train_under_deepspeed(model, training, before)
+    engine = _under(training.engine, model, wire.group.size)
+    optimizer = torch.optim.SGD(engine.parameters(), lr=LR)
+    for step in range(training.steps):
+        for index in range(training.accumulation):
+            with _synchronised(engine, is_last=index == training.accumulation - 1):
+                _backward(engine, training, step, index, lambda loss: loss.backward())
+        _clip(engine, training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return _added(model, before)
+
+
+def several(wire: Wire, trainings: list[Training]) -> list[Updates]:
+    """One training after another."""
+    return [train_over_ranks(wire, training) for training in trainings]
+
+
+def _backward(
+    engine: Any, training: Training, step: int, index: int, backward: Callable[[Tensor], Any]
+) -> None:
+    group, groups = (
+        dist.get_rank() // training.degree,
+        dist.get_world_size() // training.degree,
+    )
+    batch = training.batch(group, step * training.accumulation + index)
+    backward(engine(**batch, **training.items(groups, step)).loss / training.divisor)
+
+
+def _under(name: str, model: nn.Module, ranks: int) -> nn.Module:
+    if name == "ddp":
+        return DistributedDataParallel(model)
+    mesh = init_device_mesh("cpu", (ranks,))
+    for layer in model.get_submodule("model.layers").children():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _synchronised(engine: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    if isinstance(engine, FSDPModule):
+        engine.set_requires_gradient_sync(is_last)
+        return nullcontext()
+    assert isinstance(engine, DistributedDataParallel)
+    return nullcontext() if is_last else engine.no_sync()
+
+
+def _train_under_deepspeed(model: nn.Module, training: Training, before: Updates) -> Updates:
+    os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported; this process is ours
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
+
+    stage = int(training.engine[-1])
+    if stage == 3:
+        layers = list(model.get_submodule("model.layers").children())
+        set_z3_leaf_modules(model, [type(layers[0])])
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=LR),
+        dist_init_required=False,
+        config={
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_accumulation_steps": training.accumulation,
+            "gradient_clipping": training.clip or 0.0,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        },
+    )
+
+    def backward(loss: Tensor) -> None:
+        engine.backward(loss * training.accumulation)  # it divides by that number itself
+
+    for step in range(training.steps):
+        for index in range(training.accumulation):
+            _backward(engine, training, step, index, backward)
+            engine.step()
+    params = dict(model.named_parameters())
+    if stage == 0:
+        return {name: param.detach() - before[name] for name, param in params.items()}
+    return {name: safe_get_full_fp32_param(param) - before[name] for name, param in params.items()}
+
+
+def _clip(model: nn.Module, norm: float | None) -> None:
+    if norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), norm)
+
+
+def _copied(model: nn.Module) -> Updates:
+    return {name: param.detach().clone() for name, param in model.named_parameters()}
+
+
+def _added(model: nn.Module, before: Updates) -> Updates:
+    return {name: _whole(param) - before[name] for name, param in model.named_parameters()}
+
+
+def _whole(param: Tensor) -> Tensor:
+    return param.full_tensor().detach() if isinstance(param, DTensor) else param.detach()
