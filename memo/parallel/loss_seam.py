@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,7 @@ class ParallelLoss:
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
         """Run the model's forward inside."""
-        attributes, inner = model.__dict__, model.loss_function
-        assert callable(inner), "check_causal was not asked"
+        attributes, inner = model.__dict__, cast(Callable[..., Tensor], model.loss_function)
         before = attributes.get("_loss_function")
         attributes["_loss_function"] = partial(self._of_whole, inner)
         try:

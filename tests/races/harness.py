@@ -201,8 +201,10 @@ def run(schedule: Schedule, rig: Rig | None = None) -> Outcome:
 
 
 def _steps(schedule: Schedule, rig: Rig) -> list[Grads]:
-    store = TensorStore(schedule.in_flight_bytes)
-    store.disk, store.hosts[CPU] = rig.disk, rig.host
+    disk = rig.disk
+    opened = None if disk is None else lambda: disk
+    store = TensorStore(schedule.in_flight_bytes, open_disk=opened)
+    store.hosts[CPU] = rig.host
     stack = Stack.of(store, schedule.placements, schedule.skeletal)
     grads = []
     with pytest.MonkeyPatch.context() as patch:
