@@ -39,6 +39,7 @@ from memo.cli_options import (
 )
 from memo.doctor.cli import doctor
 from memo.layout.cli import layout
+from memo.planning.cli import plan
 from memo.training.contracts import Mode, OnStep, TrainSettings
 from memo.training.contracts import WrapOptions as Wrap
 from memo.training.options import (
@@ -63,6 +64,7 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.command()(doctor)
 app.command()(layout)
+app.command()(plan)
 
 
 @app.callback()

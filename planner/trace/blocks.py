@@ -118,6 +118,8 @@ class Blocks:
             return Kind.TRANSIENT
         if storage.id == self.ends.outputs.get(part):
             return Kind.OUTPUT
+        if storage.id in self.ends.gradients:  # the loss makes the head's with its tiles
+            return Kind.GRADIENT
         return self.ends.marked.get(storage.id, Kind.STORED)
 
     def _backward_of(self, part: str) -> KindOf:

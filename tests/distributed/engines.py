@@ -142,7 +142,8 @@ def _synchronised(engine: nn.Module, *, is_last: bool) -> AbstractContextManager
 
 
 def _train_under_deepspeed(model: nn.Module, training: Training, before: Updates) -> Updates:
-    os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported; this process is ours
+    # Read when deepspeed is imported, and started; this process is ours.
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.distributed.engines import Training, Updates, several, train_alone
 from tests.distributed.ranks import run_ranks
-from tests.families.harness import Grads, assert_same_grads
+from tests.families.catalogue import family_named
+from tests.families.harness import FLOOR, TOLERANCE, build
 
 TORCH = ("ddp", "fsdp2")
 ZERO = tuple(f"zero{stage}" for stage in range(4))
@@ -33,15 +34,27 @@ def _kinds(engine: str, degree: int) -> list[Training]:
     ]
 
 
-def _check(trainings: list[Training], ranks: int, folder: Path) -> None:
-    by_rank: list[list[Updates]] = run_ranks(several, ranks, folder, trainings)
+def _check(trainings: list[Training], ranks: int, folder: Path, limit_s: float = 110.0) -> None:
+    by_rank: list[list[Updates]] = run_ranks(several, ranks, folder, trainings, limit_s=limit_s)
     for index, training in enumerate(trainings):
-        expected: Grads = dict(train_alone(training, ranks))
+        expected = train_alone(training, ranks)
         for updates in by_rank:
-            try:
-                assert_same_grads(dict(updates[index]), expected)
-            except AssertionError as error:
-                raise AssertionError(f"{error} in {training}") from error
+            wrong = _wrong(updates[index], expected, training)
+            assert not wrong, f"updates are off: {wrong} in {training}"
+
+
+def _wrong(found: Updates, expected: Updates, training: Training) -> dict[str, float]:
+    """Relative errors of updates, by name, beyond 1e-5 and what float32 weights are rounded to."""
+    weights = dict(build(family_named(training.family)).named_parameters())
+    largest = max(float(update.norm()) for update in expected.values())
+    wrong = {}
+    for name, want in expected.items():
+        scale = max(float(want.norm()), FLOOR * largest)
+        rounding = 2 * training.steps * 2**-24 * float(weights[name].detach().norm())
+        error = float((found[name] - want).norm())
+        if not error <= TOLERANCE * scale + rounding:
+            wrong[name] = error / scale
+    return wrong
 
 
 @pytest.mark.parametrize(("ranks", "degree"), [(2, 2), (4, 2)])
@@ -51,10 +64,12 @@ def test_torch(engine: str, ranks: int, degree: int, tmp_path: Path) -> None:
 
 
 @needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # deepspeed compiles an operator when it is first used
 @pytest.mark.parametrize(("ranks", "degree"), [(2, 2), (4, 2)])
 @pytest.mark.parametrize("engine", ZERO)
 def test_zero(engine: str, ranks: int, degree: int, tmp_path: Path) -> None:
-    _check(_kinds(engine, degree), ranks, tmp_path)
+    _check(_kinds(engine, degree), ranks, tmp_path, limit_s=240.0)
 
 
 @pytest.mark.parametrize("engine", TORCH)

@@ -50,11 +50,11 @@ def test_fractions_of_nothing_are_dropped_and_rounding_is_no_error() -> None:
     ("argument", "value", "takes"),
     [
         *(("tile_tokens", value, "positive number") for value in (0, -3, 1.5, True, None, "many")),
-        *(("skeletal", value, "'keep', 'host'") for value in ("recompute", "ssd", None, ["keep"])),
+        *(("skeletal", value, "'keep', 'host', 'ssd'") for value in ("recompute", None, ["keep"])),
         *(("tiled_loss", value, "True or False") for value in (1, None, "yes")),
         *(
-            ("placement", value, "'keep', 'host', 'recompute'")
-            for value in ("ssd", None, {}, {"ssd": 1}, {"disk": 0.5, "keep": 0.5}, 0.5, ["keep"])
+            ("placement", value, "'keep', 'host', 'ssd', 'recompute'")
+            for value in ("disk", None, {}, {"disk": 1}, {"disk": 0.5, "keep": 0.5}, 0.5, ["keep"])
         ),
     ],
 )

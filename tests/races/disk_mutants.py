@@ -36,7 +36,14 @@ def _staging_is_used_again_while_it_is_written(patch: pytest.MonkeyPatch) -> Non
     def mutated(self: Parcel) -> bool:
         return self.copy is not None and (self.fetch is None or self.fetch.is_done())
 
+    begin = HostSpace._begin_write
+
+    def noted_at_once(self: HostSpace, parcel: Parcel) -> None:
+        begin(self, parcel)
+        self._note_clean(parcel)
+
     patch.setattr(Parcel, "is_clean", property(mutated))
+    patch.setattr(HostSpace, "_begin_write", noted_at_once)
 
 
 def _what_is_released_leaves_at_once(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,113 @@
+"""Which plan is taken: among places of model states and tile sizes, the shortest simulated step.
+
+Scope: the search over what the mixed-integer program does not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from memo.planning.costing import Costing, traced
+from memo.planning.request import PlanRequest
+from memo.planning.states import state_choices
+from planner.contracts import Tier
+from planner.schedule.planning import Simulated, missing_for_step, plan_step
+from planner.swap.contracts import Budgets, Rates
+from planner.swap.costs import budgets_of, rates_of
+from planner.trace import StepTrace
+
+SMALLER = 4
+"""By which tiles are made smaller where nothing fits: a tile's transient memory is what is left to
+save then, and its matmuls are still large."""
+
+LEAST_TILE_TOKENS = 256
+"""Matmuls of fewer rows leave matmul units idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A plan, with the trace and the costing that it is for."""
+
+    costing: Costing
+    trace: StepTrace
+    found: Simulated
+
+
+@dataclass(slots=True)
+class Case:
+    """One request, its lanes and budgets, and its traces, which are made as they are needed."""
+
+    request: PlanRequest
+    rates: Rates = field(init=False)
+    budgets: Budgets = field(init=False)
+    _traces: dict[int | None, StepTrace] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        node = self.request.node.hardware
+        self.rates = rates_of(node, self.request.dtype, sharing=self.request.ranks)
+        self.budgets = budgets_of(node, sharing=self.request.ranks)
+
+    def trace(self, tile_tokens: int | None = None) -> StepTrace:
+        """The step with tiles of this size; None: as requested."""
+        if tile_tokens not in self._traces:
+            self._traces[tile_tokens] = traced(self.request, tile_tokens=tile_tokens)
+        return self._traces[tile_tokens]
+
+    def traces(self) -> Iterator[StepTrace]:
+        """The step as requested, and, unless the tile size was, with smaller and smaller tiles."""
+        first = self.trace()
+        yield first
+        size = tile_tokens_of(first) // SMALLER
+        while self.request.tile_tokens is None and size >= LEAST_TILE_TOKENS:
+            yield self.trace(size)
+            size //= SMALLER
+
+    def leanest_trace(self) -> StepTrace:
+        """With the smallest tiles."""
+        *_, last = self.traces()
+        return last
+
+
+def choose(case: Case, budgets: Budgets | None = None) -> Chosen | None:
+    """The shortest step that fits; None when none does.
+
+    Raises:
+        SolverError: when no solver is there, or it failed.
+    """
+    allowed = budgets or case.budgets
+    for choices in state_choices(case.request):
+        costings = [Costing(case.request, choice) for choice in choices]
+        costings = [c for c in costings if _states_fit(c, case.trace(), allowed)]
+        for trace in case.traces() if costings else ():
+            found = [_planned(case, costing, trace, allowed) for costing in costings]
+            fitting = [chosen for chosen in found if chosen is not None]
+            if fitting:
+                return min(fitting, key=lambda chosen: chosen.found.schedule.step_s)
+    return None
+
+
+def leanest(case: Case) -> list[Costing]:
+    """Model states divided as far as may be, for each place of the optimizer."""
+    every = state_choices(case.request)
+    return [Costing(case.request, max(choices, key=lambda c: c.zero)) for choices in every]
+
+
+def missing(case: Case) -> Mapping[Tier, int | None]:
+    """For each tier the smallest increase, in one rank's bytes, that makes something fit."""
+    costs = [costing.cost(case.leanest_trace()) for costing in leanest(case)]
+    return missing_for_step(costs, case.rates, case.budgets)
+
+
+def tile_tokens_of(trace: StepTrace) -> int:
+    """Of the layers that are tiled; the length of the sequence where none is."""
+    return min(layer.tile_tokens for layer in trace.layers)
+
+
+def _states_fit(costing: Costing, trace: StepTrace, budgets: Budgets) -> bool:
+    return costing.resident_device_bytes(trace) <= budgets.device_bytes
+
+
+def _planned(case: Case, costing: Costing, trace: StepTrace, budgets: Budgets) -> Chosen | None:
+    found = plan_step([costing.cost(trace)], case.rates, budgets)
+    return None if found is None else Chosen(costing, trace, found)

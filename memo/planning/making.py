@@ -1,0 +1,118 @@
+"""From a checked request to a plan that was simulated and laid out, or to why there is none.
+
+Scope: the order of the work. Each part has a file of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from memo.planning.arena import Arena, lay_out
+from memo.planning.choosing import Case, Chosen, choose, leanest, missing
+from memo.planning.longest import find_longest
+from memo.planning.notes import layout_note, notes_of
+from memo.planning.request import PlanRequest
+from planner.contracts import NoPlan, Plan
+from planner.schedule.contracts import Schedule
+from planner.schedule.result import plan_of
+from planner.swap.binding import binding
+from planner.swap.contracts import Budgets
+
+LAYOUT_ROUNDS = 3
+"""Of planning again, with less, where a layout is higher than what the simulation holds."""
+
+LAYOUT_MARGIN_BYTES = 16 << 20
+"""Taken off beside what a layout has too much: alignment, and storages below 1 MiB, vary."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A plan with what it was made from, or why there is none."""
+
+    result: Plan | NoPlan
+    schedule: Schedule | None = None
+    arena: Arena | None = None
+
+
+def make(request: PlanRequest) -> Outcome:
+    """Plan what was requested.
+
+    Raises:
+        MemoError: for a model that cannot be traced.
+        SolverError: when no solver is installed, or it failed.
+    """
+    case = Case(request)
+    found = _laid_out(case)
+    longest = find_longest(case, fits=found is not None) if request.find_longest else None
+    if found is None:
+        return Outcome(result=_no_plan(case, longest))
+    chosen, arena = found
+    schedule = chosen.found.schedule
+    return Outcome(result=_plan(case, chosen, arena, longest), schedule=schedule, arena=arena)
+
+
+def _laid_out(case: Case) -> tuple[Chosen, Arena | None] | None:
+    """A plan whose layout fits too, if one is found in a few rounds."""
+    budgets, first = case.budgets, None
+    for _ in range(LAYOUT_ROUNDS if case.request.lay_out else 1):
+        chosen = choose(case, budgets)
+        if chosen is None:
+            break
+        arena = _arena(chosen) if case.request.lay_out else None
+        first = first or (chosen, arena)
+        excess = 0 if arena is None else _excess_bytes(case, chosen, arena)
+        if not excess:
+            return chosen, arena
+        budgets = _less(budgets, excess + LAYOUT_MARGIN_BYTES)
+    return first
+
+
+def _arena(chosen: Chosen) -> Arena:
+    trace = chosen.trace
+    share = chosen.costing.gradient_share(trace)
+    return lay_out(trace, chosen.found.plan, gradient_share=share)
+
+
+def _excess_bytes(case: Case, chosen: Chosen, arena: Arena) -> int:
+    resident = chosen.costing.resident_device_bytes(chosen.trace)
+    return max(0, resident + arena.height_bytes - case.budgets.device_bytes)
+
+
+def _less(budgets: Budgets, size_bytes: int) -> Budgets:
+    return replace(budgets, device_bytes=max(0, budgets.device_bytes - size_bytes))
+
+
+def _plan(case: Case, chosen: Chosen, arena: Arena | None, longest: int | None) -> Plan:
+    request, trace = case.request, chosen.trace
+    binds = binding(chosen.found.cost, case.rates, case.budgets)
+    plan = plan_of(
+        chosen.costing.workload(trace),
+        request.node.hardware,
+        chosen.found,
+        binding=binds,
+        longest_tokens=longest,
+    )
+    written = chosen.costing.optimizer(trace).written_bytes
+    predictions = replace(
+        plan.predictions,
+        ssd_written_bytes_per_step=plan.predictions.ssd_written_bytes_per_step + written,
+        arena_bytes=None if arena is None else arena.height_bytes,
+        arena_lower_bound_bytes=None if arena is None else arena.lower_bound_bytes,
+        reserved_bytes=None if arena is None else arena.reserved_bytes,
+    )
+    notes = list(notes_of(request, trace, chosen.costing))
+    if arena is not None and (excess := _excess_bytes(case, chosen, arena)):
+        notes.append(layout_note(excess))
+    return replace(plan, predictions=predictions, notes=tuple(notes))
+
+
+def _no_plan(case: Case, longest: int | None) -> NoPlan:
+    request, trace = case.request, case.trace()
+    costing = next(iter(leanest(case)))
+    return NoPlan(
+        workload=costing.workload(trace),
+        hardware=request.node.hardware,
+        missing_bytes=missing(case),
+        longest_tokens=longest,
+        notes=notes_of(request, trace, None),
+    )

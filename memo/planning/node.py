@@ -1,0 +1,119 @@
+"""The machine to plan for: named, described, or this one.
+
+Scope: from what a user says of GPUs, memory and disks to a `Hardware`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from memo.doctor.hardware import hardware_of
+from memo.doctor.probe import probe_machine
+from memo.tracing.runtime import DeviceKind
+from planner.hardware import Disks, Hardware, named_hardware, parse_disks
+from planner.sizes import parse_bytes, parse_rate
+
+Size = int | str
+"""Bytes, or a size as people write it: `80GB`, `1TiB`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is planned for; `device_kind`: whose kernels the model runs on."""
+
+    hardware: Hardware
+    device_kind: DeviceKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeArguments:
+    """What was said of the machine; None: nothing. Without `gpu` and `hardware` it is this one."""
+
+    gpus: int
+    gpu: str | None
+    gpu_memory: Size | None
+    host_memory: Size | None
+    ssd: str | Disks | None
+    pcie: float | str | None
+    hardware: Hardware | None
+    dtype: str
+
+
+def find_node(said: NodeArguments) -> Node:
+    """The machine that was said, or this one, whose speed is measured (some seconds).
+
+    Raises:
+        ValueError: for a name, size or number that is not understood, and for two descriptions of
+            one thing.
+        MemoError: when this machine's speed cannot be told.
+    """
+    if said.gpus < 1:
+        raise ValueError(f"gpus is {said.gpus}: takes 1 or more")
+    if said.hardware is not None:
+        return Node(_described(said, said.hardware), "cuda")
+    if said.gpu is not None:
+        return Node(_named(said, said.gpu), "cuda")
+    return _probed(said)
+
+
+def _described(said: NodeArguments, hardware: Hardware) -> Hardware:
+    names = ("gpu", "gpu_memory", "host_memory", "ssd", "pcie")
+    for name in (name for name in names if getattr(said, name) is not None):
+        raise ValueError(f"{name} is given beside hardware, which says it already: takes one")
+    if said.gpus not in (1, hardware.gpus):
+        raise ValueError(f"gpus is {said.gpus}: hardware has {hardware.gpus}")
+    return hardware
+
+
+def _named(said: NodeArguments, gpu: str) -> Hardware:
+    if said.host_memory is None:
+        raise ValueError(
+            f"host_memory is not given: a node of gpu={gpu!r} takes that of its host, such as 1TB"
+        )
+    rate = _rate(said.pcie)
+    return named_hardware(
+        gpu,
+        gpus=said.gpus,
+        host_bytes=size_of(said.host_memory, "host_memory"),
+        disks=_disks(said.ssd),
+        device_bytes=None if said.gpu_memory is None else size_of(said.gpu_memory, "gpu_memory"),
+        d2h_bytes_per_s=rate,
+        h2d_bytes_per_s=rate,
+    )
+
+
+def _probed(said: NodeArguments) -> Node:
+    machine = probe_machine()
+    found = max(1, len(machine.gpus))
+    if said.gpus > found:
+        raise ValueError(
+            f"gpus is {said.gpus}, and this machine has {len(machine.gpus)}: to plan for another "
+            "one, name its gpu"
+        )
+    hardware = replace(hardware_of(machine, dtype=said.dtype), gpus=said.gpus)
+    if said.host_memory is not None:
+        hardware = replace(hardware, host_bytes=size_of(said.host_memory, "host_memory"))
+    if said.gpu_memory is not None:
+        hardware = replace(hardware, device_bytes=size_of(said.gpu_memory, "gpu_memory"))
+    if said.ssd is not None:
+        hardware = replace(hardware, disks=_disks(said.ssd))
+    if (rate := _rate(said.pcie)) is not None:
+        hardware = replace(hardware, d2h_bytes_per_s=rate, h2d_bytes_per_s=rate)
+    return Node(hardware, "cuda" if machine.gpus else "cpu")
+
+
+def size_of(size: Size, name: str) -> int:
+    """Bytes.
+
+    Raises:
+        ValueError: for what is no size above 0; opens with `name`.
+    """
+    return parse_bytes(str(size), name)
+
+
+def _disks(ssd: str | Disks | None) -> Disks | None:
+    return parse_disks(ssd) if isinstance(ssd, str) else ssd
+
+
+def _rate(rate: float | str | None) -> float | None:
+    return parse_rate(rate, "pcie") if isinstance(rate, str) else rate

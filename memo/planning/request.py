@@ -1,0 +1,119 @@
+"""What is to be planned, checked.
+
+Scope: plain data and the refusals of what cannot be; the machine is `node.py`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from transformers import PreTrainedConfig
+
+from memo.planning.node import Node
+from memo.tracing import load_config
+from planner.contracts import OffloadOptimizer, Train
+from planner.sizes import parse_tokens
+
+Zero = Literal[0, 1, 2, 3]
+Model = str | Path | PreTrainedConfig
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRequest:
+    """A model's step on a node. `zero` and `offload_optimizer` None: to be chosen; `tile_tokens`
+    None: what `memo.wrap` chooses. `find_longest` and `lay_out`: whether to tell the longest
+    sequence that fits, and what a layout of the device's memory takes.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    tokens: int
+    node: Node
+    train: Train = "full"
+    zero: Zero | None = None
+    offload_optimizer: OffloadOptimizer | None = None
+    sequence_parallel: int = 1
+    batch: int = 1
+    dtype: str = "bfloat16"
+    tile_tokens: int | None = None
+    find_longest: bool = True
+    lay_out: bool = True
+
+    def __post_init__(self) -> None:
+        _check_at_least_one(tokens=self.tokens, batch=self.batch)
+        if self.tile_tokens is not None:
+            _check_at_least_one(tile_tokens=self.tile_tokens)
+        _check_word("train", self.train, get_args(Train))
+        _check_word("dtype", self.dtype, DTYPES)
+        self._check_states()
+        self._check_shares()
+        self.node.hardware.peak(self.dtype)
+
+    @property
+    def ranks(self) -> int:
+        return self.node.hardware.gpus
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def _check_states(self) -> None:
+        if self.zero is not None and self.zero not in get_args(Zero):
+            raise ValueError(f"zero is {self.zero!r}: takes 0, 1, 2 or 3")
+        if self.zero and self.ranks == 1:
+            raise ValueError(f"zero is {self.zero}: one GPU has no other to divide states with")
+        if self.offload_optimizer is None:
+            return
+        _check_word("offload_optimizer", self.offload_optimizer, get_args(OffloadOptimizer))
+        if self.offload_optimizer == "ssd" and self.node.hardware.disks is None:
+            raise ValueError("offload_optimizer is 'ssd', and there is none: takes ssd as well")
+
+    def _check_shares(self) -> None:
+        _check_at_least_one(sequence_parallel=self.sequence_parallel)
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel is {self.sequence_parallel}: takes a divisor of gpus, which is "
+                f"{self.ranks}"
+            )
+        if self.tokens < self.sequence_parallel:
+            raise ValueError(
+                f"tokens is {self.tokens}: {self.sequence_parallel} GPUs that share a sequence "
+                "take one each at least"
+            )
+
+
+def named_config(model: Model) -> tuple[str, PreTrainedConfig]:
+    """A model's name and its config; a config is named by its `model_type`.
+
+    Raises:
+        ValueError: when there is no such model; names families that are alike.
+    """
+    config = load_config(model)
+    return (str(config.model_type) if isinstance(model, PreTrainedConfig) else str(model)), config
+
+
+def tokens_of(tokens: int | str, name: str = "tokens") -> int:
+    """A number of tokens; text as `1M` or `64k`, of 1024.
+
+    Raises:
+        ValueError: for anything else; opens with `name`.
+    """
+    return parse_tokens(tokens, name) if isinstance(tokens, str) else tokens
+
+
+def _check_at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}: takes a whole number of 1 or more")
+
+
+def _check_word(name: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise ValueError(f"{name} is {value!r}: takes {', '.join(words[:-1])} or {words[-1]}")

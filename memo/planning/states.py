@@ -1,0 +1,158 @@
+"""Model states of a planned step: where they may lie, their bytes, and the optimizer's time.
+
+Scope: weights, gradients and AdamW's states on one rank, by ZeRO stage and by the place of the
+optimizer. Bytes are `planner.trace.states`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+from memo.planning.request import PlanRequest, Zero
+from planner.contracts import OffloadOptimizer, Tier
+from planner.hardware import Hardware
+from planner.trace import Kind, ModelStates, ParameterCounts, StepTrace, model_states
+
+ADAM_BYTES = 28
+"""That AdamW reads and writes of the device's memory for a parameter: float32 master weight,
+momentum and variance (3 x 4, read and written) and 16-bit gradient and weight (2 + 2); in float32
+the gradient and weight (4 + 4 + 4) and two states (2 x 4, read and written)."""
+
+STATE_BYTES = 12
+"""Of a parameter's master weight, momentum and variance."""
+
+CPU_ADAM_PER_S = 4e9
+"""Parameters that a node's processors update in a second: ZeRO-Offload (arXiv 2101.06840), table 4,
+10 billion in 2.57 s on two Xeon 8168. An older one is slower, more memory channels are faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChoice:
+    """How model states are divided among ranks, and where the optimizer's are."""
+
+    zero: Zero
+    offload_optimizer: OffloadOptimizer
+
+
+def state_choices(request: PlanRequest) -> Iterator[list[StateChoice]]:
+    """What may be chosen, the optimizer's place first on the device, then on the host, then on the
+    SSD: a place is taken only if nothing fits with those before.
+
+    Stage 0 is not chosen for several ranks: stage 1 sends as much and holds less (ZeRO, arXiv
+    1910.02054, section 7.2).
+    """
+    stages: tuple[Zero, ...] = (0,) if request.ranks == 1 else (1, 2, 3)
+    if request.zero is not None:
+        stages = (request.zero,)
+    places: tuple[OffloadOptimizer, ...] = ("none", "host")
+    if request.node.hardware.disks is not None:
+        places = (*places, "ssd")
+    if request.offload_optimizer is not None:
+        places = (request.offload_optimizer,)
+    every = [StateChoice(zero, place) for place in places for zero in stages]
+    for _, alike in groupby(every, key=lambda choice: choice.offload_optimizer):
+        yield list(alike)
+
+
+def states_of(request: PlanRequest, trace: StepTrace, choice: StateChoice) -> ModelStates:
+    """One rank's bytes."""
+    trained = trace.trainable if request.train == "lora" else 0
+    counts = ParameterCounts(
+        total=trace.parameters, adapter=trained, largest_layer=_largest(request, trace)
+    )
+    return model_states(
+        counts,
+        train=request.train,
+        zero=choice.zero,
+        ranks=request.ranks,
+        offload_optimizer=choice.offload_optimizer,
+        dtype=request.dtype,
+    )
+
+
+def resident_bytes(trace: StepTrace, states: ModelStates) -> Mapping[Tier, int]:
+    """What is there throughout a step, by tier: states but gradients, buffers and inputs."""
+    others = trace.base_bytes - trace.parameter_bytes
+    weights = states.weight_bytes + states.gathered_bytes
+    return {
+        Tier.DEVICE: others + weights + states.optimizer_bytes,
+        Tier.HOST: states.host_bytes,
+        Tier.SSD: states.ssd_bytes,
+    }
+
+
+def shared_bytes(trace: StepTrace) -> int:
+    """What the model makes before its layers for all of them (rotary tables), and holds through
+    backward; what it lets go before the head is not counted.
+    """
+    gone = {a.id for a in trace.head.forward.allocations if a.freed is not None}
+    made = (a for a in trace.embedding.forward.allocations if a.kind is Kind.INPUT)
+    return sum(a.size_bytes for a in made if a.freed is None and a.id not in gone)
+
+
+def gradient_share(trace: StepTrace, states: ModelStates, dtype_bytes: int) -> float:
+    """The part of its gradients that a rank keeps on its device."""
+    return min(1.0, states.gradient_bytes / max(1, trace.trainable * dtype_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """One update of `trainable` parameters by `ranks` that divide them by `choice`."""
+
+    hardware: Hardware
+    choice: StateChoice
+    trainable: int
+    parameters: int
+    ranks: int
+    dtype_bytes: int
+
+    @property
+    def own(self) -> int:
+        """Parameters that one rank updates."""
+        return -(-self.trainable // self.ranks) if self.choice.zero else self.trainable
+
+    @property
+    def seconds(self) -> float:
+        """None of it overlaps with compute; gathering the updated weights is in it."""
+        place = self.choice.offload_optimizer
+        if place == "none":
+            update_s = self.own * ADAM_BYTES / self.hardware.device_bytes_per_s
+        else:
+            update_s = self.own * self.ranks / CPU_ADAM_PER_S + self._copies_s()
+        return update_s + (self._disk_s() if place == "ssd" else 0.0) + self._gather_s()
+
+    @property
+    def written_bytes(self) -> int:
+        """To this rank's share of the disks."""
+        return self.own * STATE_BYTES if self.choice.offload_optimizer == "ssd" else 0
+
+    def _copies_s(self) -> float:
+        """Gradients to the host, weights back."""
+        size, link = self.own * self.dtype_bytes, self.hardware.efficiency.link
+        rates = (self.hardware.d2h_bytes_per_s, self.hardware.h2d_bytes_per_s)
+        return sum(size / (rate * link) for rate in rates)
+
+    def _disk_s(self) -> float:
+        disks = self.hardware.disks
+        assert disks is not None, "the request was checked"
+        size = self.own * STATE_BYTES * self.ranks
+        return size / disks.total_read_bytes_per_s + size / disks.total_write_bytes_per_s
+
+    def _gather_s(self) -> float:
+        """Stages 1 and 2: every rank gets the weights that the others updated."""
+        link = self.hardware.link_bytes_per_s
+        if self.choice.zero not in (1, 2) or link is None:
+            return 0.0
+        size = self.trainable * self.dtype_bytes * (self.ranks - 1) / self.ranks
+        return size / (link * self.hardware.efficiency.link)
+
+
+def _largest(request: PlanRequest, trace: StepTrace) -> int:
+    """Parameters of what stage 3 gathers at a time, at most: a layer, or the embedding."""
+    text = request.config.get_text_config()
+    hidden = getattr(text, "hidden_size", 0) or 0
+    embedding = (getattr(text, "vocab_size", 0) or 0) * hidden
+    largest = max(embedding, *(layer.parameters for layer in trace.layers))
+    return int(min(largest, trace.parameters))
