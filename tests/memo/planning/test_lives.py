@@ -85,7 +85,9 @@ def test_what_is_moved_is_not_held_but_what_is_in_flight_is() -> None:
     moved = lay_out(trace, _swap(trace, tier=Tier.HOST))
     flying = lay_out(trace, _swap(trace, tier=Tier.HOST, in_flight_bytes=64 * MIB))
     x_and_o = trace.layers[0].x_bytes + trace.layers[0].o_bytes
-    assert held.lower_bound_bytes - moved.lower_bound_bytes >= x_and_o * 0.9
+    # Of two layers: both's are gone at the head, the last one's own are back in its backward.
+    spared = held.lower_bound_bytes - moved.lower_bound_bytes
+    assert x_and_o <= spared <= 1.6 * x_and_o
     assert flying.lower_bound_bytes == moved.lower_bound_bytes + 64 * MIB
 
 

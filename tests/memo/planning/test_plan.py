@@ -140,6 +140,17 @@ def test_four_gpus_share_a_sequence_and_their_states() -> None:
     assert peaks[0][Tier.DEVICE] < peaks[1][Tier.DEVICE] / 2
 
 
+def test_the_fastest_stage_is_taken() -> None:
+    hardware = machine(device_bytes=ROOMY, gpus=4, link_bytes_per_s=1e8)
+    steps = {
+        zero: _plan(planned(hardware, sequence_parallel=4, zero=zero)).predictions.step_s
+        for zero in (1, 2, 3)
+    }
+    assert max(steps.values()) > 1.05 * min(steps.values())
+    found = _plan(planned(hardware, sequence_parallel=4))
+    assert found.predictions.step_s == pytest.approx(min(steps.values()))
+
+
 def test_the_arena_is_told_beside_what_pytorch_reserves() -> None:
     found = _plan(planned(machine(device_bytes=ROOMY), lay_out=True))
     told = found.predictions
