@@ -38,6 +38,12 @@ class DiskTransfer(Protocol):
         moved a byte.
         """
 
+    @property
+    def waited_s(self) -> float:
+        """How long its lane waited for it to begin, once it is done: for what had to come before
+        it, and until the disk had room for more.
+        """
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DiskCopy:
@@ -72,7 +78,7 @@ class Disk(Protocol):
 
     @property
     def written_bytes(self) -> int:
-        """Since it was opened: what wears a drive out."""
+        """Since it was opened, writes under way and failed ones too: what wears a drive out."""
 
     def reserve(self, size_bytes: int) -> None:
         """Have so much space in all, as far as it may grow.

@@ -305,7 +305,7 @@ class HostSpace:
     def _count(self, lane: Lane, transfer: DiskTransfer, size_bytes: int) -> None:
         span_s = transfer.span_s
         if span_s is not None:
-            self.meter.transferred(lane, *span_s, size_bytes)
+            self.meter.transferred(lane, *span_s, size_bytes, waited_s=transfer.waited_s)
 
     def _wait(self, lane: Lane, transfers: Sequence[DiskTransfer]) -> None:
         """The calling thread waits, and with it, on a CPU, compute."""

@@ -103,10 +103,13 @@ class Meter:
         """Show what compute did between two events."""
         self._pending.append(_Pending(None, name, start, stop, 0))
 
-    def transferred(self, lane: Lane, start_s: float, stop_s: float, size_bytes: int) -> None:
-        """A transfer with a disk, by `time.perf_counter`. Several run at a time: busy is a lane
-        while any does.
+    def transferred(
+        self, lane: Lane, start_s: float, stop_s: float, size_bytes: int, *, waited_s: float
+    ) -> None:
+        """A transfer with a disk, by `time.perf_counter`, before which its lane waited. Several run
+        at a time: busy is a lane while any does.
         """
+        self.counts[lane].add(Work.LANE_WAIT, waited_s, 0)
         self.counts[lane].add(Work.COPY, 0.0, size_bytes)
         begun_s = max(start_s, self._passed_s.get(lane, start_s))
         self._passed_s[lane] = max(stop_s, begun_s)

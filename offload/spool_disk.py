@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 from torch import Tensor
 
@@ -25,10 +26,18 @@ from offload.disk import DiskCopy, DiskTransfer
 from offload.streams import Event
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A request, and how long its lane waited before it could make it."""
+
+    request: ssd.Request
+    waited_s: float
+
+
 class SpoolTransfer:
     """See `offload.disk.DiskTransfer`: a request that a thread makes when its time has come."""
 
-    def __init__(self, future: Future[ssd.Request]) -> None:
+    def __init__(self, future: Future[_Begun]) -> None:
         self._future = future
 
     def is_done(self) -> bool:
@@ -63,7 +72,15 @@ class SpoolTransfer:
         return request.started_s, request.finished_s
 
     @property
+    def waited_s(self) -> float:
+        return 0.0 if self._begun is None else self._begun.waited_s
+
+    @property
     def _request(self) -> ssd.Request | None:
+        return None if self._begun is None else self._begun.request
+
+    @property
+    def _begun(self) -> _Begun | None:
         """Once the future is done; None when nothing was asked of the spool."""
         if self._future.cancelled() or self._future.exception() is not None:
             return None
@@ -162,28 +179,30 @@ def _begin_write(
     extent: ssd.Extent,
     memory: Tensor,
     after: Sequence[Event],
-) -> ssd.Request:
+) -> _Begun:
+    start_s = perf_counter()
     for event in after:
         event.synchronize()
     under_way.make_room()
+    waited_s = perf_counter() - start_s
     request = spool.write(extent, _view(memory))
     under_way.add(request)
-    return request
+    return _Begun(request, waited_s)
 
 
 def _begin_read(
     spool: ssd.Spool, extent: ssd.Extent, memory: Tensor, after: Sequence[Event]
-) -> ssd.Request:
+) -> _Begun:
+    start_s = perf_counter()
     for event in after:
         if not event.is_done():  # one that failed is over as well, and was another parcel's
             with suppress(Exception):
                 event.synchronize()
-    return spool.read(extent, _view(memory))
+    waited_s = perf_counter() - start_s
+    return _Begun(spool.read(extent, _view(memory)), waited_s)
 
 
 def _close(executors: Sequence[ThreadPoolExecutor], spool: ssd.Spool) -> None:
-    if spool.is_anothers:
-        return
     if threading.current_thread().name.startswith("memo-ssd"):
         # The collector may run anywhere, and a thread can't wait for its own end.
         threading.Thread(target=_close, args=(executors, spool), name="memo-close").start()

@@ -203,7 +203,7 @@ class Spool:
 
     def close(self) -> None:
         """End what is under way, and let the files go with all that is in them."""
-        if self.is_anothers:  # ring and threads are
+        if self._is_anothers:  # ring and threads are
             return
         self.queue.close()
         if not self._is_closed:
@@ -227,12 +227,12 @@ class Spool:
     # ---- inside ----
 
     @property
-    def is_anothers(self) -> bool:
+    def _is_anothers(self) -> bool:
         """Whether this process is a fork of the one that opened it."""
         return os.getpid() != self._process
 
     def _check_process(self) -> None:
-        if self.is_anothers:
+        if self._is_anothers:
             directory = self.files[0].directory
             raise SpillError(
                 f"the spool in {directory} belongs to process {self._process}, of which this one "

@@ -15,7 +15,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from ssd import EngineKind, SpillWarning, Spool, Verify, aligned_buffer, open_spool
+from ssd import (
+    EngineKind,
+    SpillError,
+    SpillWarning,
+    Spool,
+    Verify,
+    aligned_buffer,
+    open_spool,
+)
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -158,6 +166,7 @@ def forked(folder: Path) -> None:
     from offload import MemoError, TensorStore, Tier, open_disk
 
     store = TensorStore(in_flight_bytes=0, open_disk=partial(open_disk, [folder]))
+    spool = open_spool([folder], 4 * MIB)
 
     def step() -> bool:
         tickets = [store.put([torch.full((4096,), float(n))], Tier.SSD) for n in range(6)]
@@ -174,6 +183,10 @@ def forked(folder: Path) -> None:
             step()
         except MemoError as error:
             say(error)
+        try:
+            spool.allocate(4096)
+        except SpillError as error:
+            say(error)
         os._exit(0)
     os.waitpid(writer, 0)
     say(before, step())
@@ -181,15 +194,20 @@ def forked(folder: Path) -> None:
 
 def unfinished(folder: Path) -> None:
     """End with checked writes under way."""
-    from functools import partial
-
     import torch
 
-    from offload import TensorStore, Tier, open_disk
+    from offload import TensorStore, Tier
+    from offload.spool_disk import SpoolDisk
+    from tests.ssd.faulty import FaultyEngine, Stall
 
-    opened = partial(open_disk, [folder], verify="checksum")
-    store = TensorStore(in_flight_bytes=1 << 30, open_disk=opened)
+    def slow_disk() -> SpoolDisk:
+        spool = open_spool([folder], 256 * MIB, verify=Verify.CHECKSUM)
+        spool.queue.engine = FaultyEngine(spool.queue.engine, [Stall(0.3)] * 500)
+        return SpoolDisk(spool, can_grow=False)
+
+    store = TensorStore(in_flight_bytes=1 << 30, open_disk=slow_disk)
     tickets = [store.put([torch.zeros(1 << 20)], Tier.SSD) for _ in range(40)]
+    sys.unfinished = store, tickets  # type: ignore[attr-defined]  # held until Python is gone
     say("the last line", len(tickets))
 
 

@@ -26,7 +26,7 @@ from offload.budget import Budget
 from offload.host_pool import HostPool
 from offload.parcels import Parcel
 from offload.spool_disk import SpoolDisk, open_disk
-from offload.threads import ThreadStreams
+from offload.threads import ThreadLane, ThreadStreams
 from offload.transfers import HostTier
 from tests.offload.disks import disk_store
 from tests.ssd.disk import open_descriptors
@@ -149,12 +149,52 @@ def test_what_overflows_is_what_backward_wants_last(tmp_path: Path) -> None:
         assert torch.equal(store.get(tickets.pop())[0], _numbers(n))
 
 
+def test_what_will_overflow_is_written_ahead_the_oldest_first(tmp_path: Path) -> None:
+    store = _store(tmp_path, in_flight_bytes=UNIT, host_bytes=6 * UNIT, expected_groups=8)
+    tickets = []
+    for n in range(6):  # nothing has to leave yet
+        tickets.append(store.put([_numbers(n)], Tier.HOST))
+        store.close_group()
+    tier = store.hosts[CPU]
+    _settled(tier)
+    written = {parcel.group for parcel in tier.groups if parcel.copy is not None}
+    assert written == {0, 1, 2}  # eight groups and one more, less the six that there is room for
+
+
+def test_of_what_is_on_the_disk_too_the_last_wanted_leaves_first(tmp_path: Path) -> None:
+    tier = _faulty_tier(tmp_path, [], budget=Budget(4 * UNIT))
+    first = [_saved(tier, n) for n in range(4)]
+    _settled(tier)
+    assert all(parcel.is_clean for parcel in first)
+    _saved(tier, 4)
+    assert [parcel.extent is None for parcel in first] == [True, False, False, False]
+
+
 def test_what_is_still_here_is_not_read(tmp_path: Path) -> None:
-    store = _store(tmp_path, in_flight_bytes=100 * UNIT)
-    tickets = [store.put([_numbers(n)], Tier.SSD) for n in range(5)]
-    for n, ticket in enumerate(tickets):
-        assert torch.equal(store.get(ticket)[0], _numbers(n))
-    assert store.hosts[CPU].meter.counts[Lane.SSD_READ].copies == 0
+    tier = _faulty_tier(tmp_path, [], budget=Budget(100 * UNIT))
+    parcels = [_saved(tier, n) for n in range(5)]
+    for parcel in parcels:
+        tier._retire(parcel)  # the device has let it go
+    _settled(tier)
+    for n, parcel in enumerate(parcels):
+        assert parcel.is_clean
+        assert torch.equal(tier.load(parcel)[0], _numbers(n))
+    assert tier.meter.counts[Lane.SSD_READ].copies == 0
+    assert tier.meter.forwarded_bytes == 0
+
+
+def test_what_a_lane_waited_for_is_counted(tmp_path: Path) -> None:
+    tier = _faulty_tier(tmp_path, [], budget=Budget(100 * UNIT))
+    ready = threading.Event()
+    assert isinstance(tier.streams.d2h, ThreadLane)
+    tier.streams.d2h._executor.submit(ready.wait)  # the copy to the host is late
+    parcel = tier.save([_numbers(0)], tier=Tier.SSD)
+    time.sleep(0.2)
+    ready.set()
+    _settled(tier)
+    assert parcel.is_clean
+    assert tier.meter.counts[Lane.SSD_WRITE].waited_s >= 0.15
+    assert tier.meter.counts[Lane.SSD_READ].waited_s == 0
 
 
 def test_a_write_still_queued_is_dropped_with_its_parcel(tmp_path: Path) -> None:
@@ -182,12 +222,15 @@ def test_reads_run_ahead_of_backward_in_its_order(
     groups = [_saved(tier, n) for n in range(8)]
     _settled(tier)
     order: list[int] = []
+    ahead: list[int] = []
     fetch = type(tier.space).fetch
 
     def watched(self: Any, parcel: Parcel, **options: Any) -> bool:
         was_here = parcel.extent is not None
         result = fetch(self, parcel, **options)
-        order.extend([parcel.group] if result and not was_here else [])
+        if result and not was_here:
+            order.append(parcel.group)
+            ahead.extend([] if "extent" in options else [parcel.group])  # nobody waits for it
         return result
 
     monkeypatch.setattr(type(tier.space), "fetch", watched)
@@ -197,6 +240,7 @@ def test_reads_run_ahead_of_backward_in_its_order(
         tier.drop(groups[n])
     assert order == sorted(order, reverse=True)
     assert set(order) >= set(range(6))
+    assert set(ahead) >= set(range(5))
 
 
 def _saved(tier: HostTier, number: int) -> Parcel:

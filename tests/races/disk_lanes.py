@@ -33,6 +33,7 @@ class DoubleTransfer:
     ) -> None:
         self.error: TransferError | None = None
         self.span_s: tuple[float, float] | None = None
+        self.waited_s = 0.0
         self._lane, self._state = lane, _State.QUEUED
         self._after = [event for event in after if isinstance(event, DoubleEvent)]
         assert len(self._after) == len(after)
