@@ -96,9 +96,9 @@ class Joined:
         if self._whole is None:
             tokens_first = part.detach().movedim(self.dim, 1)
             shape = (tokens_first.shape[0], self.total_tokens, *tokens_first.shape[2:])
-            self._whole = torch.empty(shape, dtype=part.dtype, device=part.device).movedim(
-                1, self.dim
-            )
+            whole = torch.empty(shape, dtype=part.dtype, device=part.device)
+            # FSDP2 warns of outputs that are views, and a moved dim makes one even of itself.
+            self._whole = whole if self.dim == 1 else whole.movedim(1, self.dim)
         return self._whole.narrow(self.dim, tile.start, tile.tokens)
 
     def value(self) -> Tensor:
