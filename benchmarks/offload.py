@@ -13,14 +13,14 @@ In this file: the command line only.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import cases, context, modes, offload_tables
 from benchmarks.archive import Archive
-from benchmarks.contracts import Phase
+from benchmarks.contracts import Outcome, Phase, Sample
 
 CASES = (
     cases.PLAIN,
@@ -33,13 +33,22 @@ CASES = (
 TOKENS = (4096, 8192, 16_384)
 
 
+def directory(text: str) -> Path:
+    """An option that names a directory."""
+    if not Path(text).is_dir():
+        raise ArgumentTypeError(f"{text}: there is no such directory")
+    return Path(text)
+
+
 def parser() -> ArgumentParser:
     """`context`'s options, and the disk's."""
     found = context.parser()
     found.prog, found.description = "benchmarks.offload", (__doc__ or "").splitlines()[0]
     found.set_defaults(cases=list(CASES), tokens=list(TOKENS))
     disk = found.add_argument_group("disk")
-    disk.add_argument("--spill-dir", type=Path, help="(default: the system's for temporary files)")
+    disk.add_argument(
+        "--spill-dir", type=directory, help="(default: the system's for temporary files)"
+    )
     disk.add_argument(
         "--grow-layers",
         type=context.count,
@@ -51,6 +60,11 @@ def parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print tables.
+
+    Raises:
+        SystemExit: with a line of what failed, when something did.
+    """
     options = parser().parse_args(arguments)
     spill_dir = None if options.spill_dir is None else str(options.spill_dir)
     job = replace(context.job_of(options), spill_dir=spill_dir)
@@ -65,10 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.grow_layers:
         modes.grow_layers(run, options.grow_layers)
         run.console.print(offload_tables.growth(job.shape, run.archive.samples))
-        return
-    phases = [Phase(name) for name in options.phases or context.COMPARED]
-    modes.compare(run, phases, repeats=options.repeats, plot=options.plot)
-    run.console.print(offload_tables.lanes(job.shape, run.archive.samples))
+    else:
+        phases = [Phase(name) for name in options.phases or context.COMPARED]
+        modes.compare(run, phases, repeats=options.repeats, plot=options.plot)
+        run.console.print(offload_tables.lanes(job.shape, run.archive.samples))
+    if failure := failed(run.archive.samples):
+        raise SystemExit(f"error: {failure}")
+
+
+def failed(samples: Sequence[Sample]) -> str | None:
+    """How many measurements failed, and why the first one did. Lack of memory is a result."""
+    found = [sample for sample in samples if sample.outcome is Outcome.FAILED]
+    if not found:
+        return None
+    first = found[0]
+    reason = (first.message.strip().splitlines() or ["no reason was given"])[-1]
+    what = f"{first.case}, {first.tokens:,} tokens, {first.phase}"
+    return f"{len(found)} of {len(samples)} measurements failed; the first, {what}: {reason}"
 
 
 if __name__ == "__main__":

@@ -74,4 +74,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 def _note(samples: Iterable[Sample]) -> str:
     bad = [sample for sample in samples if sample.outcome is not Outcome.OK]
-    return "" if not bad else f"{bad[0].phase}: {bad[0].outcome}: {bad[0].message}"
+    if not bad:
+        return ""
+    last_line = (bad[0].message.strip().splitlines() or [""])[-1]
+    return f"{bad[0].phase}: {bad[0].outcome}: {last_line}"

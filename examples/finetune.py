@@ -2,31 +2,31 @@
 
     python examples/finetune.py
     torchrun --nproc-per-node 2 examples/finetune.py
+    accelerate launch --config_file examples/configs/fsdp2.yaml examples/finetune.py
+    accelerate launch --config_file examples/configs/zero3.yaml examples/finetune.py
 
-Under torchrun every process is given the same sequences, runs its share of their tokens, and prints
-the same loss as one process. The model is random and reads bytes, so that nothing is downloaded.
+Each of several processes runs its share of a sequence's tokens, and prints the same loss as one
+alone. Needs accelerate: pip install 'memo-offload[trainer]'. The model is random and reads bytes,
+so that nothing is downloaded.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import memo
+from memo.trainer_seam import parallelism_config
 
-if dist.is_torchelastic_launched():
-    dist.init_process_group()  # nccl beside GPUs, gloo on CPUs
-ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-device = torch.device("cpu")
-if torch.cuda.is_available():
-    device = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
-    torch.cuda.set_device(device)
-
+accelerator = Accelerator(
+    cpu=not torch.cuda.is_available(),
+    parallelism_config=parallelism_config(),  # all processes share each sequence
+)
 text = Path(argparse.__file__).read_bytes()[:8_192]
-input_ids = torch.tensor([list(text)], device=device)  # [batch, tokens], whole on every rank
+dataset = [torch.tensor(list(text))] * 3
 config = LlamaConfig(
     vocab_size=256,
     hidden_size=256,
@@ -35,23 +35,24 @@ config = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
-torch.manual_seed(0)  # the same weights on every rank; DDP sees to it, too
-model = AutoModelForCausalLM.from_config(config).to(device)  # or .from_pretrained("your/model")
+torch.manual_seed(0)  # the same weights in every process
+model = AutoModelForCausalLM.from_config(config)  # or .from_pretrained("your/model")
 
-model = memo.wrap(model, sequence_parallel=ranks)  # all ranks share each sequence
-trained = DistributedDataParallel(model) if ranks > 1 else model
+model = memo.wrap(model, sequence_parallel=accelerator.num_processes)
 
-model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-for step in range(3):
+trained, optimizer, loader = accelerator.prepare(
+    model,
+    optimizer,
+    DataLoader(dataset, batch_size=1),  # type: ignore[arg-type]  # a list is one
+)
+trained.train()
+for step, input_ids in enumerate(loader):
     loss = trained(input_ids=input_ids, labels=input_ids).loss
-    loss.backward()
+    accelerator.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
-    if rank == 0:
-        print(f"step {step + 1}: loss {loss.item():.4f}")
+    accelerator.print(f"step {step + 1}: loss {loss.item():.4f}")
 
-if rank == 0:
-    print(memo.report(model))
-if ranks > 1:
-    dist.destroy_process_group()
+accelerator.print(memo.report(model))
+accelerator.end_training()

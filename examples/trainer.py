@@ -1,19 +1,47 @@
-"""The quickstart with Hugging Face's `Trainer`: wrap the model, and train as ever.
+"""Hugging Face's `Trainer`: wrap the model, and train as ever, in one process or over several.
 
-Needs accelerate, as `Trainer` itself does: pip install 'memo-offload[trainer]'. Leave
+    python examples/trainer.py
+    torchrun --nproc-per-node 2 examples/trainer.py
+    torchrun --nproc-per-node 8 examples/trainer.py --deepspeed examples/configs/zero3.json
+    torchrun --nproc-per-node 8 examples/trainer.py --fsdp true --fsdp_config \
+        examples/configs/fsdp2.json
+
+All processes share each sequence; any other argument of `TrainingArguments` may follow. Needs
+accelerate, as `Trainer` itself does: pip install 'memo-offload[trainer]'. Leave
 `gradient_checkpointing` off: memo takes its place.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    HfArgumentParser,
+    LlamaConfig,
+    Trainer,
+    TrainingArguments,
+)
 
 import memo
+from memo.trainer_seam import parallelism_config
 
 TOKENS = 4_096
 
+parser = HfArgumentParser(TrainingArguments)  # type: ignore[arg-type]  # a dataclass, it is
+parser.set_defaults(
+    per_device_train_batch_size=1,
+    gradient_accumulation_steps=2,
+    max_steps=3,
+    learning_rate=1e-3,
+    logging_steps=1,
+    save_strategy="no",
+    report_to="none",
+    use_cpu=not torch.cuda.is_available(),
+    parallelism_config=parallelism_config(),  # all processes share each sequence
+)
 text = Path(argparse.__file__).read_bytes()
 windows = [list(text[start : start + TOKENS]) for start in range(0, 4 * TOKENS, TOKENS)]
 dataset = [{"input_ids": window, "labels": window} for window in windows]
@@ -25,19 +53,14 @@ config = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
-model = memo.wrap(AutoModelForCausalLM.from_config(config))
 
 with TemporaryDirectory() as output:
-    arguments = TrainingArguments(
-        output_dir=output,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=2,
-        max_steps=3,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to="none",
-    )
-    Trainer(model=model, args=arguments, train_dataset=dataset).train()
-    model.save_pretrained(Path(output, "model"))
-
-print(memo.report(model))
+    (arguments,) = parser.parse_args_into_dataclasses(["--output_dir", output, *sys.argv[1:]])
+    torch.manual_seed(0)  # the same weights in every process
+    model = AutoModelForCausalLM.from_config(config)  # or .from_pretrained("your/model")
+    memo.wrap(model, sequence_parallel=arguments.world_size)
+    trainer = Trainer(model=model, args=arguments, train_dataset=dataset)
+    trainer.train()
+    trainer.save_model(str(Path(output, "model")))
+    if trainer.is_world_process_zero():
+        print(memo.report(model))

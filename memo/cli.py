@@ -37,17 +37,11 @@ from memo.cli_options import (
     TokensOption,
     VerifyOption,
 )
+from memo.cli_values import parse_token_count, size_bytes_or_none, wrap_options
 from memo.doctor.cli import doctor
 from memo.layout.cli import layout
 from memo.planning.cli import plan
 from memo.training.contracts import Mode, OnStep, TrainSettings
-from memo.training.contracts import WrapOptions as Wrap
-from memo.training.options import (
-    parse_placement,
-    parse_size_bytes,
-    parse_tile_tokens,
-    parse_token_count,
-)
 
 if TYPE_CHECKING:
     from memo.training.demo import DemoSettings
@@ -123,12 +117,12 @@ def train(
             device=device,
             save_every=save_every,
             resume=resume,
-            wrap=Wrap(
-                tile_tokens=parse_tile_tokens(tile_tokens),
-                placement=parse_placement(placement),
+            wrap=wrap_options(
+                tile_tokens=tile_tokens,
+                placement=placement,
                 skeletal=skeletal,
-                host_bytes=parse_size_bytes("--host-memory", host_memory),
-                spill_dir=None if not spill_dir else [str(one) for one in spill_dir],
+                host_memory=host_memory,
+                spill_dir=spill_dir,
                 verify=verify,
                 raw=raw,
                 endurance_tbw=endurance_tbw,
@@ -190,14 +184,14 @@ def demo(
             seed=seed,
             dtype=dtype,
             threads=threads,
-            memory_limit_bytes=parse_size_bytes("--memory-limit", memory_limit),
+            memory_limit_bytes=size_bytes_or_none("--memory-limit", memory_limit),
             output=output,
-            wrap=Wrap(
-                tile_tokens=parse_tile_tokens(tile_tokens),
-                placement=parse_placement(placement),
+            wrap=wrap_options(
+                tile_tokens=tile_tokens,
+                placement=placement,
                 skeletal=skeletal,
-                host_bytes=parse_size_bytes("--host-memory", host_memory),
-                spill_dir=None if not spill_dir else [str(one) for one in spill_dir],
+                host_memory=host_memory,
+                spill_dir=spill_dir,
                 verify=verify,
                 raw=raw,
                 endurance_tbw=endurance_tbw,
@@ -221,7 +215,10 @@ def _train(settings: TrainSettings, console: Console) -> None:
             outcome = run.train(on_step=advance)
     except KeyboardInterrupt:
         fail(f"interrupted: {run.how_to_go_on()}", status=130)
-    console.print(outcome.report, markup=False, highlight=False)
+    if outcome.steps:
+        console.print(outcome.report, markup=False, highlight=False)
+    else:
+        console.print("the run had all its steps already: nothing was trained")
     console.print(f"saved after step {run.last_step:,}: {outcome.output}")
 
 

@@ -1,7 +1,7 @@
 """What the options of the training commands take, and what their help says.
 
 Scope: annotated types for `cli.py`; values that are more than a word or a number are read by
-`memo.training.options`.
+`cli_values.py`.
 """
 
 from __future__ import annotations

@@ -27,10 +27,32 @@ class Spill:
     raw: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LayerPlacement:
+    """One layer: the fractions of its tiles by placement, and the tier of its x and o."""
+
+    fractions: Mapping[Placement, float]
+    skeletal: Tier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedCalls:
+    """What a plan was made for: `batch` sequences of `tokens` each, over all ranks that share one.
+    `layers` are the placements of all layers in forward order; `ssd_bytes` are what they need of
+    the disks.
+    """
+
+    tokens: int
+    batch: int
+    layers: tuple[LayerPlacement, ...]
+    ssd_bytes: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """`memo.wrap`'s arguments, checked. `tile_tokens` None: chosen per call from the shapes;
     `in_flight_bytes` None: twice what a layer moves; `host_bytes` None: as much as is asked for.
+    `planned` None: `fractions` and `skeletal` are every layer's; else they are nobody's.
     """
 
     tile_tokens: int | None
@@ -40,6 +62,15 @@ class Options:
     in_flight_bytes: int | None = None
     host_bytes: int | None = None
     spill: Spill | None = None
+    planned: PlannedCalls | None = None
+
+    @property
+    def tiers(self) -> frozenset[Tier]:
+        """Where anything is put."""
+        everywhere = LayerPlacement(self.fractions, self.skeletal)
+        layers = (everywhere,) if self.planned is None else self.planned.layers
+        tiles = {placement.tier for layer in layers for placement in layer.fractions}
+        return frozenset({*(tier for tier in tiles if tier), *(x.skeletal for x in layers)})
 
 
 @dataclass(frozen=True, slots=True)

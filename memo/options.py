@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from memo.contracts import Options, Spill
 from offload import Placement, Tier
+from offload.host_pool import ALIGNMENT_BYTES
 from ssd import BLOCK_BYTES
 
 _VERIFY = ("none", "checksum")
@@ -42,15 +44,48 @@ def checked_options(
         skeletal=_skeletal(skeletal),
         tiled_loss=_flag("tiled_loss", tiled_loss),
         in_flight_bytes=_bytes_or_none("in_flight_bytes", in_flight_bytes, least=0),
-        host_bytes=_bytes_or_none("host_bytes", host_bytes, least=1),
-        spill=_spill(spill_dir, spill_bytes, verify, raw),
+        host_bytes=_bytes_or_none("host_bytes", host_bytes, least=ALIGNMENT_BYTES),
+        spill=spill_of(spill_dir, spill_bytes, verify, raw),
     )
     _check_spill(options)
     _check_host_bytes(options)
     return options
 
 
-def _spill(directories: object, size_bytes: object, verify: object, raw: object) -> Spill | None:
+def planned_options(
+    planned: Options,
+    *,
+    tiled_loss: object = True,
+    spill_dir: object = None,
+    spill_bytes: object = None,
+    verify: object = "none",
+    raw: object = False,
+) -> Options:
+    """A plan's options, and beside them the arguments that a plan leaves to the user.
+
+    Raises:
+        ValueError: for an argument that is not understood, that the plan makes senseless, or that
+            it needs and has not got.
+    """
+    if not _flag("tiled_loss", tiled_loss):
+        raise ValueError("tiled_loss=False: a plan counts on a loss that runs tile by tile")
+    spill = spill_of(spill_dir, spill_bytes, verify, raw)
+    if Tier.SSD in planned.tiers and spill is None:
+        raise ValueError("the plan uses the SSD: takes spill_dir, a directory on a local disk")
+    needed = 0 if planned.planned is None else planned.planned.ssd_bytes
+    if spill is not None and spill.size_bytes is not None and spill.size_bytes < needed:
+        raise ValueError(f"spill_bytes={spill.size_bytes}: the plan takes {needed} or more")
+    options = replace(planned, spill=spill)
+    _check_spill(options)
+    return options
+
+
+def spill_of(directories: object, size_bytes: object, verify: object, raw: object) -> Spill | None:
+    """`spill_dir`, `spill_bytes`, `verify` and `raw` as one; None: there is no directory.
+
+    Raises:
+        ValueError: for one that is not understood, or that is of no use without `spill_dir`.
+    """
     size = _bytes_or_none("spill_bytes", size_bytes, least=1)
     is_raw = _flag("raw", raw)
     if not isinstance(verify, str) or verify not in _VERIFY:
@@ -77,10 +112,10 @@ def _directories(value: object) -> tuple[Path, ...]:
 
 
 def _check_spill(options: Options) -> None:
-    asked = options.skeletal is Tier.SSD or Placement.SSD in options.fractions
+    asked = Tier.SSD in options.tiers
     if asked and options.spill is None:
         raise ValueError("'ssd' was asked for without spill_dir: name a directory on a local disk")
-    overflows = _uses_host(options) and options.host_bytes is not None
+    overflows = Tier.HOST in options.tiers and options.host_bytes is not None
     if options.spill is not None and not asked and not overflows:
         raise ValueError(
             "spill_dir is given, but nothing goes there: it takes placement or skeletal 'ssd', or "
@@ -89,16 +124,11 @@ def _check_spill(options: Options) -> None:
 
 
 def _check_host_bytes(options: Options) -> None:
-    uses_ssd = options.skeletal is Tier.SSD or Placement.SSD in options.fractions
-    if options.host_bytes is not None and not _uses_host(options) and not uses_ssd:
+    if options.host_bytes is not None and not options.tiers & {Tier.HOST, Tier.SSD}:
         raise ValueError(
             "host_bytes limits what goes to the host, but nothing does: it takes placement or "
             "skeletal 'host' or 'ssd'"
         )
-
-
-def _uses_host(options: Options) -> bool:
-    return options.skeletal is Tier.HOST or Placement.HOST in options.fractions
 
 
 def _tile_tokens(value: object) -> int | None:

@@ -12,11 +12,13 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
+from memo.predicted import Figure, Measured, figures
 from memo.report_text import shown
 from memo.runtime import Runtime
 from memo.wrap import runtime_of
 from offload import Lane, Placement, Tier
 from offload.meter import Meter
+from planner.contracts import Plan
 
 _TERABYTE = 10**12
 _DAY_S = 86_400
@@ -72,7 +74,9 @@ class Report:
     `in_flight_peak_bytes` is what copies held of its memory at most; `spared_bytes` were to go to a
     disk and were not wanted any more before they were written. `host_memory_bytes` is the memory
     that was allocated on the host. `attention` names the kernel of every shape of call. `notes` are
-    fallbacks and refusals, with how often.
+    fallbacks and refusals, with how often. `predicted` sets a plan's figures beside what was
+    measured, means of all passes since the last reset (the time's median), the first of which is
+    slower than others: reset after it. Empty without a `plan`.
     """
 
     tile_tokens: int | None
@@ -88,6 +92,8 @@ class Report:
     wear: Wear | None
     attention: dict[str, str]
     notes: dict[str, int]
+    plan: Plan | None = None
+    predicted: tuple[Figure, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from shown(self)
@@ -117,6 +123,7 @@ def report(model: nn.Module, *, reset: bool = False, endurance_tbw: float | None
             count.reset()
         runtime.store.reset_peaks()
         runtime.notes.clear()
+        runtime.passes.reset()
     return result
 
 
@@ -141,7 +148,34 @@ def _read(runtime: Runtime, endurance_tbw: float | None) -> Report:
         wear=_wear(runtime, lanes, endurance_tbw),
         attention={str(shape): choice.kernel for shape, choice in runtime.core.chosen.items()},
         notes=dict(runtime.notes),
+        plan=None if runtime.forecast is None else runtime.forecast.plan,
+        predicted=_predicted(runtime, lanes),
     )
+
+
+def _predicted(runtime: Runtime, lanes: dict[Lane, LaneReport]) -> tuple[Figure, ...]:
+    if runtime.forecast is None:
+        return ()
+    counts, passes = runtime.store.counts, _passes(runtime)
+    peaks = {tier: counts[tier].peak_bytes for tier in (Tier.HOST, Tier.SSD)}
+    if (device := next(runtime.layers[0].module.parameters()).device).type == "cuda":
+        peaks[Tier.DEVICE] = torch.cuda.max_memory_allocated(device)
+    each = max(passes, 1)
+    moved = {lane: found.moved_bytes / each for lane, found in lanes.items()}
+    measured = Measured(
+        passes=passes,
+        pass_s=runtime.passes.median_s,
+        peak_bytes=peaks,
+        moved_bytes=moved,
+        exposed_s={lane: found.exposed_s / each for lane, found in lanes.items()},
+        ssd_written_bytes=moved.get(Lane.SSD_WRITE, 0.0),
+    )
+    return figures(runtime.forecast, measured)
+
+
+def _passes(runtime: Runtime) -> float:
+    """Of all layers."""
+    return sum(count.calls for count in runtime.counts.values()) / len(runtime.layers)
 
 
 def _wear(
@@ -151,7 +185,7 @@ def _wear(
     if disk is None:
         return None
     written_bytes = lanes[Lane.SSD_WRITE].moved_bytes if Lane.SSD_WRITE in lanes else 0
-    passes = sum(count.calls for count in runtime.counts.values()) / len(runtime.layers)
+    passes = _passes(runtime)
     days = None
     if endurance_tbw is not None and written_bytes:
         bytes_per_s = written_bytes / (perf_counter() - runtime.since_s)

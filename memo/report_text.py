@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from memo.predicted import Figure
 from offload import Placement, Tier
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ def shown(report: Report) -> Iterator[RenderableType]:
     yield _peaks(report)
     yield from _lanes(report)
     yield from _wear(report)
+    if report.plan is not None:
+        yield _predicted(report.predicted)
+        yield from (f"plan: {note}" for note in report.plan.notes)
     yield from (f"attention: {kernel} for {shape}" for shape, kernel in report.attention.items())
     for note, times in report.notes.items():
         yield f"note ({times}x): {note}"
@@ -75,7 +79,7 @@ def _lanes(report: Report) -> Iterator[str]:
         )
     if report.lanes:
         yield (
-            f"forwarded: {decimal(report.forwarded_bytes)}; in flight at the peak: "
+            f"forwarded: {decimal(report.forwarded_bytes)}; in flight beside compute at the peak: "
             f"{decimal(report.in_flight_peak_bytes)}; memory on the host: "
             f"{decimal(report.host_memory_bytes)}"
         )
@@ -91,6 +95,25 @@ def _wear(report: Report) -> Iterator[str]:
     )
     if wear.days is not None:
         yield f"disk: going on like this, {wear.endurance_tbw:g} TBW last {wear.days:,.0f} days"
+
+
+def _predicted(figures: tuple[Figure, ...]) -> Table:
+    table = Table(title="planned beside measured, of one pass", title_justify="left")
+    for name in ("", "planned", "measured", "planned is off by"):
+        table.add_column(name, justify="left" if not name else "right", overflow="fold")
+    for figure in figures:
+        found, error = figure.measured, figure.error
+        table.add_row(
+            figure.name,
+            _amount(figure, figure.predicted),
+            f"not measured: {figure.why_not}" if found is None else _amount(figure, found),
+            "" if error is None else f"{error:+.1%}",
+        )
+    return table
+
+
+def _amount(figure: Figure, value: float) -> str:
+    return decimal(round(value)) if figure.unit == "bytes" else f"{value:.3g} s"
 
 
 def _bytes(sizes: dict[Tier, int]) -> str:

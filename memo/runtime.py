@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from memo.attention.core import AttentionCore
 from memo.attention.interface import current_seam
-from memo.contracts import LayerMode, Options
+from memo.contracts import LayerMode, LayerPlacement, Options
 from memo.layers import HFLayer, LayerArguments, collected_names
 from memo.modules import PlainForward
 from memo.parallel.call import Parallel
 from memo.parallel.core import ParallelCore
 from memo.parallel.outputs import gather_auxiliary
-from memo.parallel.tiled import TiledExchange
+from memo.parallel.tiled import TiledExchanges
+from memo.passes import Passes
+from memo.predicted import Forecast
 from memo.switch import OneThread, Switch
 from memo.tiling import auto_tile_tokens, holds_pre
 from memo.warning import warn_once
@@ -60,7 +62,7 @@ class WrappedLayer:
 @dataclass(slots=True)
 class Runtime:
     """A wrapped model's state. `modes` and `counts` are by layer kind; `parallel` None: a sequence
-    is one rank's.
+    is one rank's; `forecast` is what its plan predicts, None: it has none.
     """
 
     options: Options
@@ -69,6 +71,8 @@ class Runtime:
     switch: Switch
     norms: list[nn.Module]
     parallel: Parallel | None = None
+    forecast: Forecast | None = None
+    passes: Passes = field(default_factory=Passes)
     counts: dict[str, LayerCount] = field(default_factory=dict)
     thread: OneThread = field(default_factory=OneThread)
     is_removed: bool = False
@@ -81,6 +85,9 @@ class Runtime:
     def __post_init__(self) -> None:
         self.store = _store(self.options, self.layers)
         self.store.prepare()
+        planned, disk = self.options.planned, self.store.disk
+        if planned is not None and disk is not None:
+            disk.reserve(planned.ssd_bytes)
         self.core = AttentionCore(self.store)
         self.counts = {kind: LayerCount() for kind in self.modes}
 
@@ -98,7 +105,34 @@ class Runtime:
     ) -> Any:
         """Run one decoder layer as `forward(hidden_states, *args, **kwargs)` would."""
         x, args, kwargs = _hidden_states(args, kwargs)
+        self._check_planned(x)
         arguments = LayerArguments(args, kwargs, x.shape[1])
+        if layer is not self.layers[0] or self.forecast is None or not torch.is_grad_enabled():
+            return self._run(layer, forward, x, arguments)
+        start = self.passes.begin(x)
+        output = self._run(layer, forward, x, arguments)
+        y = output if isinstance(output, Tensor) else output[0]
+        self.passes.end_with(y, x, start, is_one_node=self.modes[layer.kind].is_tiled)
+        return output
+
+    def _check_planned(self, x: Tensor) -> None:
+        """`x`: a layer's input, [batch, tokens, hidden]. Without gradients nothing is stored."""
+        planned = self.options.planned
+        if planned is None or not torch.is_grad_enabled():
+            return
+        batch, tokens = x.shape[:2]
+        if isinstance(core := current_seam().core, ParallelCore):
+            tokens = core.view.shares.total_tokens
+        if (batch, tokens) != (planned.batch, planned.tokens):
+            raise MemoError(
+                f"this call has {batch} x {tokens} tokens (sequences x length), and the model's "
+                f"plan is for {planned.batch} x {planned.tokens}: pad to that, or wrap the model "
+                "with a plan for this"
+            )
+
+    def _run(
+        self, layer: WrappedLayer, forward: Callable[..., Any], x: Tensor, arguments: LayerArguments
+    ) -> Any:
         if self.modes[layer.kind].is_tiled and self._can_tile(layer, forward, arguments):
             return self._run_tiled(layer, x, arguments)
         return self._run_whole(layer, forward, x, arguments)
@@ -150,7 +184,7 @@ class Runtime:
     def _exchanging(self, core: ParallelCore) -> Callable[[], CallJoiner]:
         # Ranks have as many tokens in a tile, and not as many tokens: a first tile may be shorter.
         assert self.tile_tokens is not None, "no policy was made"
-        return partial(TiledExchange, core, self.tile_tokens)
+        return TiledExchanges(core, self.tile_tokens)
 
     def run_norm(
         self, norm: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
@@ -168,12 +202,30 @@ class Runtime:
         """Tiles and placements for a layer whose input is `x` ([batch, tokens, hidden])."""
         self.tile_tokens = self.options.tile_tokens or auto_tile_tokens(x, layer)
         tiles = split_tokens(x.shape[1], self.tile_tokens)
+        placed = self._placement(layer)
+        self._note_fractions(placed, len(tiles))
+        # A plan counts on graphs of `pre` as its trace had them, where x and o were on the device.
+        may_hold = placed.skeletal is Tier.DEVICE or self.options.planned is not None
         return Policy(
             tiles=tiles,
-            placements=spread_placements(len(tiles), self.options.fractions),
-            skeletal=self.options.skeletal,
-            hold_pre=self.options.skeletal is Tier.DEVICE and holds_pre(x, len(self.layers)),
+            placements=spread_placements(len(tiles), placed.fractions),
+            skeletal=placed.skeletal,
+            hold_pre=may_hold and holds_pre(x, len(self.layers)),
         )
+
+    def _note_fractions(self, placed: LayerPlacement, tile_count: int) -> None:
+        if tile_count < len(placed.fractions) and torch.is_grad_enabled():
+            self.note(
+                f"a layer has {tile_count} tile(s) of {self.tile_tokens:,} tokens, too few for "
+                f"fractions of {len(placed.fractions)} placements: a smaller tile_tokens makes more"
+            )
+
+    def _placement(self, module: nn.Module) -> LayerPlacement:
+        planned = self.options.planned
+        if planned is None:
+            return LayerPlacement(self.options.fractions, self.options.skeletal)
+        modules = (layer.module for layer in self.layers)
+        return next(p for m, p in zip(modules, planned.layers, strict=True) if m is module)
 
     def _run_whole(
         self, layer: WrappedLayer, forward: Callable[..., Any], x: Tensor, arguments: LayerArguments
@@ -199,6 +251,8 @@ class Runtime:
 
     def _whole_placement(self, layer: WrappedLayer) -> Placement:
         # A whole layer is one tile, so fractions are spread over the layers of its kind.
+        if self.options.planned is not None:
+            return next(iter(self._placement(layer.module).fractions))
         total = sum(other.kind == layer.kind for other in self.layers)
         return spread_placements(total, self.options.fractions)[layer.index]
 
@@ -207,7 +261,8 @@ def _store(options: Options, layers: Sequence[WrappedLayer]) -> TensorStore:
     spill = options.spill
     return TensorStore(
         options.in_flight_bytes,
-        expected_groups=len(layers),
+        # A plan knows what all layers move; nothing is to be told from the first one.
+        expected_groups=len(layers) if options.planned is None else 0,
         host_bytes=options.host_bytes,
         devices=tuple({p.device: None for layer in layers for p in layer.module.parameters()}),
         open_disk=None

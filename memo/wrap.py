@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from memo.arguments import Arguments, Default, Settings
 from memo.attention.interface import register
 from memo.check import check_layers, is_tokenwise
 from memo.contracts import LayerMode, PlacementLike
 from memo.entry import Entry
 from memo.kinds import find_layers, find_norms
-from memo.options import checked_options
-from memo.parallel.groups import SequenceParallelLike, checked_sequence_parallel
+from memo.parallel.groups import SequenceParallelLike
 from memo.parallel.setup import set_up
 from memo.runtime import Runtime, WrappedLayer
 from memo.switch import Switch
 from memo.warning import warn_once
 from offload import MemoError
+from planner.contracts import NoPlan, Plan
+
+_AUTO, _RECOMPUTE, _KEEP = Default("auto"), Default("recompute"), Default("keep")
 
 _RUNTIME = "_memo_runtime"
 """The attribute of a wrapped model that holds its runtime."""
@@ -34,9 +37,12 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def wrap(
     model: ModelT,
     *,
-    tile_tokens: int | Literal["auto"] = "auto",
-    placement: PlacementLike = "recompute",
-    skeletal: str = "keep",
+    plan: Plan | NoPlan | str | Path | None = None,
+    tokens: int | str | None = None,
+    batch: int | None = None,
+    tile_tokens: int | str = _AUTO,
+    placement: PlacementLike = _RECOMPUTE,
+    skeletal: str = _KEEP,
     tiled_loss: bool = True,
     in_flight_bytes: int | None = None,
     host_bytes: int | None = None,
@@ -51,6 +57,17 @@ def wrap(
 
     Args:
         model: a causal LM of transformers, its body alone, or either inside PEFT.
+        plan: what `memo.plan` returned, or the file that it or `memo plan -o` wrote: each layer's
+            tiles and skeletal tensors go where it says. It decides `tile_tokens`, `placement`,
+            `skeletal`, `in_flight_bytes`, `host_bytes` and `sequence_parallel`, which are refused
+            beside it; `spill_dir` is needed if it uses the SSD. Calls with gradients are of the
+            planned length and batch; without gradients, of any.
+        tokens: the length of a sequence (a number, or "64k" or "1M" of 1024): plan for it now, for
+            the memory that is free on this machine, and run that. It takes some seconds, most of
+            them to measure the machine; `spill_dir` is measured, too, unless `memo bench ssd` has
+            done so. The optimizer's states are counted as AdamW's, and on the device. All ranks of
+            a job call `wrap` alike, and the first one's plan is everybody's.
+        batch: sequences of a step, beside `tokens`; None: 1.
         tile_tokens: tokens that a layer's token-wise parts are run on at a time; "auto" chooses by
             the shapes.
         placement: where the tensors that backward could rebuild are until then: "keep" (on the
@@ -62,7 +79,8 @@ def wrap(
         in_flight_bytes: device memory that copies between device and host may hold at a time:
             tensors still being written, and those fetched before backward asks for them. The less,
             the more compute waits for copies. As much host memory is lent to what is on its way to
-            or from a disk. None: twice what one layer moves.
+            or from a disk. A tensor larger than this is copied while compute waits, and is not in
+            flight. None: twice what one layer moves.
         host_bytes: memory on the host for all that leaves the device, allocated (and pinned, beside
             a GPU) now, so that no step has to; what does not fit goes to `spill_dir`, if there is
             one. None: as much as turns out to be needed, in the first step.
@@ -83,12 +101,18 @@ def wrap(
             whole on every rank.
 
     Raises:
-        ValueError: for an argument that is not understood.
-        MemoError: for a model that is wrapped already or has no layer that can be wrapped; under
+        ValueError: for an argument that is not understood; for a plan that was made for another
+            model, dtype or number of ranks, which names what differs.
+        OSError: for a plan's file that cannot be read.
+        MemoError: when nothing fits for `tokens`, with the budget that binds and the longest that
+            does; for a model that is wrapped already or has no layer that can be wrapped; under
             sequence parallelism also for one with a layer that is not token-wise outside attention.
         SpillError: when a directory, its space or a device can't be had.
     """
-    options = checked_options(
+    said = Arguments(
+        plan=plan,
+        tokens=tokens,
+        batch=batch,
         tile_tokens=tile_tokens,
         placement=placement,
         skeletal=skeletal,
@@ -99,24 +123,24 @@ def wrap(
         spill_bytes=spill_bytes,
         verify=verify,
         raw=raw,
+        sequence_parallel=sequence_parallel,
     )
-    asked = checked_sequence_parallel(sequence_parallel)
-    root = _root(model)
-    if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):
-        raise MemoError(f"this {type(root).__name__} is wrapped already; memo.unwrap it first")
-    layers = find_layers(root)
-    if not layers:
-        raise MemoError(f"{type(root).__name__} has no decoder layers that memo can wrap")
-    if any(param.is_meta for param in root.parameters()):
-        raise MemoError(
-            "the model has parameters without memory (meta device); load its weights first"
-        )
+    by_hand = said.by_hand()
+    root, layers = _wrappable(model)
     register()
     samples = _samples(layers)
     modes = check_layers(root, samples)
-    norms = [norm for norm in find_norms(root, layers) if is_tokenwise(norm)]
-    parallel = None if asked is None else set_up(asked, root, samples, modes, options)
-    runtime = Runtime(options, layers, modes, _switch(root, modes), norms, parallel)
+    settings = by_hand or _planned(root, layers, modes, said)
+    options, asked = settings.options, settings.sequence_parallel
+    runtime = Runtime(
+        options,
+        layers,
+        modes,
+        _switch(root, modes),
+        [norm for norm in find_norms(root, layers) if is_tokenwise(norm)],
+        None if asked is None else set_up(asked, root, samples, modes, options),
+        settings.forecast,
+    )
     root.__dict__[_RUNTIME] = runtime
     for owner in _owners(root, layers):
         Entry(owner, runtime).install()
@@ -161,7 +185,7 @@ def _runtime_or_none(root: nn.Module) -> Runtime | None:
     return runtime
 
 
-def _root(model: nn.Module) -> nn.Module:
+def _root(model: nn.Module) -> PreTrainedModel:
     """The outermost Hugging Face model: `model` itself, or the one within PEFT's or another
     wrapper.
     """
@@ -171,6 +195,31 @@ def _root(model: nn.Module) -> nn.Module:
         if isinstance(module, PreTrainedModel):
             return module
     raise MemoError(f"memo wraps Hugging Face models, and {type(model).__name__} has none in it")
+
+
+def _wrappable(model: nn.Module) -> tuple[PreTrainedModel, list[WrappedLayer]]:
+    """The model in it that is wrapped, and its layers."""
+    root = _root(model)
+    if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):
+        raise MemoError(f"this {type(root).__name__} is wrapped already; memo.unwrap it first")
+    layers = find_layers(root)
+    if not layers:
+        raise MemoError(f"{type(root).__name__} has no decoder layers that memo can wrap")
+    if any(param.is_meta for param in root.parameters()):
+        raise MemoError(
+            "the model has parameters without memory (meta device); load its weights first"
+        )
+    return root, layers
+
+
+def _planned(
+    root: PreTrainedModel, layers: list[WrappedLayer], modes: dict[str, LayerMode], said: Arguments
+) -> Settings:
+    # A trace wraps models itself: planning imports this module.
+    from memo.planning.live import live_model
+    from memo.planning.wrapping import planned_settings
+
+    return planned_settings(root, live_model(root, layers, modes), said)
 
 
 def _samples(layers: list[WrappedLayer]) -> dict[str, nn.Module]:

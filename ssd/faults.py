@@ -24,7 +24,7 @@ _WHAT_TO_DO = {
     errno.ENXIO: _DISK,
     errno.ENODEV: _DISK,
     errno.EINVAL: "give buffers that are aligned as the spool says, or report this as a bug",
-    errno.ENOENT: "create the directory, or name another",
+    errno.ENOENT: "create the directory, or, if it is there, name one on a disk: it keeps no files",
     errno.ENOTDIR: "name a directory",
     errno.EACCES: "make the directory writable for this user, or name another",
     errno.EPERM: "make the directory writable for this user, or name another",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from memo.bench.options import parse_count, parse_list, parse_size_bytes
 from memo.cli_errors import one_line_errors
+from memo.cli_values import parse_count, parse_list, parse_size_bytes
 from memo.training.contracts import RefusedInputError
 
 if TYPE_CHECKING:

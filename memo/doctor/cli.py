@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from memo.bench.options import parse_size_bytes
-from memo.cli_errors import one_line_errors
+from memo.cli_errors import fail, one_line_errors
+from memo.cli_values import parse_size_bytes
 
 if TYPE_CHECKING:
     from memo.doctor.contracts import Finding, Machine
@@ -37,13 +37,17 @@ def doctor(
 ) -> None:
     """Say what this machine has and allows, and what to change; it takes some seconds.
 
-    Files that are written have no name, and are gone afterwards.
+    Files that are written have no name, and are gone afterwards. The exit status is 1 when a
+    directory can't be used.
     """
     console = Console(stderr=as_json, highlight=False)
     with one_line_errors():
         size_bytes = parse_size_bytes("--size", size)
     machine = _probe(directories or [Path()], size_bytes, measure, console)
     _print(machine, console, as_json)
+    problems = [f"{disk.directory}: {disk.problem}" for disk in machine.disks if disk.problem]
+    if problems:
+        fail("; ".join(problems))
 
 
 def _probe(

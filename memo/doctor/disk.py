@@ -42,21 +42,36 @@ def probe_disk(directory: Path, size_bytes: int = DEFAULT_BYTES) -> DiskProbe:
     """
     if size_bytes <= 0:
         raise ValueError(f"size_bytes is {size_bytes}: takes 1 or more")
-    try:
-        usage, device = shutil.disk_usage(directory), directory.stat().st_dev
-    except OSError as error:
-        problem = f"{error.strerror or error}: name a directory that is there"
-        return DiskProbe(directory=str(directory), size_bytes=0, free_bytes=0, problem=problem)
-    found = DiskProbe(
-        directory=str(directory), device=device, size_bytes=usage.total, free_bytes=usage.free
-    )
+    found = ask_disk(directory)
+    if found.problem is not None:
+        return found
     extents = -(-size_bytes // _EXTENT_BYTES)
-    if usage.free < extents * _EXTENT_BYTES + _MARGIN_BYTES:
+    if found.free_bytes < extents * _EXTENT_BYTES + _MARGIN_BYTES:
         return replace(found, problem="too little is free to measure: free space, or name another")
     try:
         return _measure(found, directory, extents)
     except SpillError as error:
         return replace(found, problem=str(error))
+
+
+def ask_disk(directory: Path) -> DiskProbe:
+    """What is known without writing: whether it is there, and its space. A directory that can't be
+    used is a `problem`.
+    """
+    nothing = DiskProbe(directory=str(directory), size_bytes=0, free_bytes=0)
+    try:
+        usage, device = shutil.disk_usage(directory), directory.stat().st_dev
+    except OSError as error:
+        return replace(
+            nothing, problem=f"{error.strerror or error}: name a directory that is there"
+        )
+    if not directory.is_dir():
+        return replace(nothing, problem="no directory: name one")
+    if not usage.total:  # /proc and its like
+        return replace(nothing, problem="it keeps no files: name a directory on a disk")
+    return DiskProbe(
+        directory=str(directory), device=device, size_bytes=usage.total, free_bytes=usage.free
+    )
 
 
 def try_uring(found: DiskProbe, directory: Path) -> DiskProbe:

@@ -14,7 +14,7 @@ import torch
 from memo.doctor import host
 from memo.doctor.compute import LayerShape, measure_compute
 from memo.doctor.contracts import ComputeRate, Machine
-from memo.doctor.disk import DEFAULT_BYTES, probe_disk
+from memo.doctor.disk import DEFAULT_BYTES, ask_disk, probe_disk
 from memo.doctor.gpu import memory_rate, probe_gpus
 
 OnPart = Callable[[str], object]
@@ -48,9 +48,9 @@ def probe_machine(
         on_part("compute")
         compute = measure_compute(device, shape=shape, budget_s=budget_s)
     disks = []
-    for directory in directories if measure else ():
+    for directory in directories:
         on_part(f"disk {directory}")
-        disks.append(probe_disk(directory, disk_bytes))
+        disks.append(probe_disk(directory, disk_bytes) if measure else ask_disk(directory))
     return Machine(
         processor=host.processor(),
         cores=len(os.sched_getaffinity(0))

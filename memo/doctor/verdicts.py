@@ -127,13 +127,16 @@ def _disk(disk: DiskProbe) -> Iterator[Finding]:
 
 
 def _speed(name: str, space: str, disk: DiskProbe) -> Finding:
-    advice = list(disk.notes) if not disk.is_direct else []
+    advice = list(disk.notes) if disk.is_direct is False else []
     if disk.free_bytes < _SCARCE * disk.size_bytes:
         advice.append("nearly full: free space, or name another directory")
-    write, read = disk.write_bytes_per_s or 0.0, disk.read_bytes_per_s or 0.0
+    write, read = disk.write_bytes_per_s, disk.read_bytes_per_s
+    speed = ""
+    if write is not None and read is not None:
+        speed = f"writes {format_rate(write)}, reads {format_rate(read)} ({disk.engine}); "
     return Finding(
         name=name,
-        value=f"writes {format_rate(write)}, reads {format_rate(read)} ({disk.engine}); {space}",
+        value=f"{speed}{space}",
         verdict=Verdict.WARNING if advice else Verdict.OK,
         advice="; ".join(advice),
     )
@@ -184,7 +187,15 @@ def _memlock(machine: Machine) -> Finding:
         return Finding(name="memlock", value="unlimited")
     # Who may lock without limit (root, CAP_IPC_LOCK) is not held to it: a trial tells.
     trials = [disk.is_fixed for disk in machine.disks if disk.is_fixed is not None]
-    if trials and all(trials):
+    if not trials:
+        return Finding(
+            name="memlock",
+            value=f"{format_bytes(limit)}, which was not tried",
+            verdict=Verdict.NOTE,
+            advice="it binds buffers that are registered with io_uring, but for root: measure to "
+            "see, or raise it (ulimit -l unlimited)",
+        )
+    if all(trials):
         return Finding(name="memlock", value=f"{format_bytes(limit)}, which did not bind")
     return Finding(
         name="memlock",

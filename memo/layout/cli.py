@@ -1,7 +1,8 @@
 """`memo layout FILE.csv`: an address for every buffer of a table in google/minimalloc's format.
 
 Scope: options, what is printed, and how the command fails. Results go to standard output, progress
-and errors to standard error. Exit status 1: the file is refused, or the layout doesn't fit.
+and errors to standard error. Exit status 1: the layout doesn't fit; 2: a file or an option is
+refused, as typer has it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from memo.cli_errors import one_line_errors
+from memo.cli_errors import fail, one_line_errors
 
 if TYPE_CHECKING:
     from planner.layout import OnProgress, Problem, Progress, Solution
+
+_DOES_NOT_FIT, _REFUSED = 1, 2
 
 
 def layout(
@@ -47,9 +50,10 @@ def layout(
     """Lay buffers with known lives out in as little memory as can be.
 
     FILE is in the format of google/minimalloc: a buffer lives on [lower, upper). The layout is
-    checked by a validator that knows nothing of the solvers.
+    checked by a validator that knows nothing of the solvers. Exit status 1: no layout was found
+    that fits the capacity; 2: the file or an option is refused.
     """
-    with one_line_errors(ValueError):
+    with one_line_errors(), _refusals():
         asked = _Asked(file, _capacity_bytes(capacity), output, time_limit, alignment)
         problem, solution = _solve(asked)
         if output is not None:
@@ -62,7 +66,18 @@ def layout(
     else:
         _show(problem, solution, asked)
     if not fits:
-        raise typer.Exit(1)
+        raise typer.Exit(_DOES_NOT_FIT)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End with a status of their own where a file or an option is refused."""
+    try:
+        yield
+    except ValueError as error:
+        fail(str(error), status=_REFUSED)
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}", status=_REFUSED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""Whether the ranks of a group work on the same thing: guards for the first step.
+"""Whether the ranks of a group work on the same thing: guards of every call.
 
 Scope: checksums of a batch, and settings that must be equal. A group that disagrees would otherwise
-hang in an exchange, or train on sequences put together from different batches.
+hang in an exchange, or train on sequences put together from different batches. Two numbers of each
+rank tell; only where they differ is it found out what does.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 from memo.parallel.contracts import SequenceGroup
+from memo.parallel.wire import Wire
 from offload import MemoError
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers that see a dtype's bits, by size in bytes."""
+
+_CHUNK = 1 << 22
+"""Elements that are widened to 64 bits at a time."""
 
 Fingerprint = tuple[object, ...]
 
@@ -26,15 +31,54 @@ Fingerprint = tuple[object, ...]
 def checksum(tensor: Tensor) -> int:
     """A number that changes when any element does, when two change places or when the dtype does.
 
-    The sum of bits times odd weights, which wrap around at 64 bits; one pass, and one wait for the
-    device.
+    One pass, and one wait for the device.
     """
+    return int(_bit_sum(tensor)) ^ crc32(str(tensor.dtype).encode())
+
+
+def _bit_sum(tensor: Tensor) -> Tensor:
+    """The sum of bits times odd weights, which wrap around at 64 bits; [], int64."""
     flat = tensor.detach().contiguous().flatten()
     if flat.is_complex():
         flat = torch.view_as_real(flat).flatten()
-    bits = flat.view(_INTEGERS[flat.element_size()]).to(torch.int64)
-    weights = torch.arange(bits.numel(), device=bits.device) * 2 + 1
-    return int((bits * weights).sum()) ^ crc32(str(tensor.dtype).encode())
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for index, chunk in enumerate(flat.view(_INTEGERS[flat.element_size()]).split(_CHUNK)):
+        first = index * _CHUNK
+        places = torch.arange(first, first + len(chunk), device=flat.device)
+        total += (chunk.to(torch.int64) * (places * 2 + 1)).sum()
+    return total
+
+
+def check_same_call(
+    arguments: Mapping[str, Any],
+    settings: Mapping[str, object],
+    wire: Wire,
+    device: torch.device,
+) -> None:
+    """Compare the whole arguments of a model call and how it is made over the wire's group, before
+    anything is exchanged; all ranks call it. It is one gather of 16 bytes a rank, from `device`.
+
+    Contents of vectors ([batch, tokens, hidden]) are left to `check_same_batch`: they are many.
+
+    Raises:
+        MemoError: on every rank, with what differs.
+    """
+    tensors = {name: v for name, v in sorted(arguments.items()) if isinstance(v, Tensor)}
+    plain = sorted((n, repr(v)) for n, v in arguments.items() if _is_plain(v))
+    kinds = [(name, tuple(v.shape), str(v.dtype)) for name, v in tensors.items()]
+    summed = torch.zeros((), dtype=torch.int64, device=device)
+    for place, tensor in enumerate(tensors.values()):
+        if not tensor.is_floating_point() or tensor.numel() == 1:
+            summed += _bit_sum(tensor).to(device) * (2 * place + 1)
+    told = crc32(repr((kinds, plain, sorted(settings.items()))).encode())
+    rows = wire.gather(torch.stack([torch.full_like(summed, told), summed])).tolist()
+    if any(row != rows[0] for row in rows):
+        check_same_settings(settings, wire.group)
+        check_same_batch(arguments, wire.group)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def check_same_batch(arguments: Mapping[str, Any], group: SequenceGroup) -> None:
@@ -44,9 +88,9 @@ def check_same_batch(arguments: Mapping[str, Any], group: SequenceGroup) -> None
         MemoError: on every rank, when an argument is not the same on all.
     """
     own: dict[str, Fingerprint] = {
-        name: (*value.shape, checksum(value))
+        name: (*value.shape, checksum(value)) if isinstance(value, Tensor) else (repr(value),)
         for name, value in arguments.items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) or _is_plain(value)
     }
     differing = _differing(own, group)
     if differing:

@@ -2,7 +2,7 @@
 its share, and returns what one process would.
 
 Scope: what stands around the model's own forward. Everything is told from the arguments, which all
-ranks have whole; nothing is agreed on by messages but in a model's first call.
+ranks have whole; nothing is agreed on by messages but that they have the same.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from memo.attention.interface import Seam
-from memo.parallel.agreement import check_same_batch, check_same_settings
+from memo.parallel.agreement import check_same_batch, check_same_call, check_same_settings
 from memo.parallel.batch import IGNORED, shift_labels, split_batch, total_tokens
+from memo.parallel.contracts import Stored
 from memo.parallel.core import ParallelCore
 from memo.parallel.loss_seam import ParallelLoss, check_causal
 from memo.parallel.outputs import make_whole
@@ -35,24 +36,27 @@ class Parallel:
     """What the calls of a wrapped model over ranks have in common.
 
     `settings` must be the same on all ranks; `pads_move_positions`: the model counts positions from
-    a padding mask where it is given none.
+    a padding mask where it is given none; `stored`: what attention's backward finds in the store.
     """
 
     wire: Wire
     settings: Mapping[str, object] = field(default_factory=dict)
     pads_move_positions: bool = False
+    stored: Stored = Stored.BEFORE
     is_agreed: bool = False
 
     def agree(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
-        """In the first call: are all ranks of the group about to do the same?
+        """Are all ranks of the group about to do the same? In a first call it is compared whole,
+        later by what tells in 16 bytes.
 
         Raises:
             MemoError: on every rank, when they are not.
         """
-        if self.is_agreed:
-            return
         group, device = self.wire.group, next(model.parameters()).device
         now = {"training": model.training, "gradients": torch.is_grad_enabled()}
+        if self.is_agreed:
+            check_same_call(arguments, now, self.wire, device)
+            return
         check_same_settings({**self.settings, **now, "device": device.type}, group)
         check_same_batch(arguments, group)
         self.is_agreed = True
@@ -123,7 +127,7 @@ def open_call(
     as_tuple = not _or_config(arguments, model, "return_dict", default=True)
     return ParallelCall(
         model,
-        ParallelCore(core, store, parallel.wire, view),
+        ParallelCore(core, store, parallel.wire, view, stored=parallel.stored),
         _own(arguments, view, as_tuple=as_tuple),
         _loss(arguments, view, model, parallel.wire),
         _last_position(arguments, view),

@@ -6,6 +6,9 @@ Scope: checking `sequence_parallel`, and making process groups. Nothing is sent 
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -67,6 +70,16 @@ def open_group(asked: int | dist.ProcessGroup) -> SequenceGroup:
     now: all ranks of the job call it. They live as long as `torch.distributed`'s own.
     """
     if isinstance(asked, int):
-        own, _ = dist.new_subgroups(asked, group_desc="memo sequence")
+        own, _ = dist.new_subgroups(asked, timeout=_job_timeout(), group_desc="memo sequence")
         return SequenceGroup.of(own)
     return SequenceGroup.of(asked)
+
+
+def _job_timeout() -> timedelta | None:
+    """What the job's own group was given, which new groups do not take over: a rank that hangs
+    would hold the others for half an hour. None where a backend does not tell.
+    """
+    world: Any = dist.group.WORLD
+    backend = world._get_backend(world._device_types[0])
+    timeout = getattr(getattr(backend, "options", None), "_timeout", None)
+    return timeout if isinstance(timeout, timedelta) else None

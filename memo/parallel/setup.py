@@ -22,6 +22,7 @@ from memo.check.difference import differs
 from memo.contracts import LayerMode, Options
 from memo.layers import LayerArguments
 from memo.parallel.call import Parallel
+from memo.parallel.contracts import Stored
 from memo.parallel.groups import open_group
 from memo.parallel.rotary import growing_tables
 from memo.parallel.wire import Wire
@@ -40,9 +41,11 @@ def set_up(
     samples: dict[str, nn.Module],
     modes: Mapping[str, LayerMode],
     options: Options,
+    stored: Stored = Stored.BEFORE,
 ) -> Parallel:
     """The state of a model over ranks; `samples` has a layer of each kind, the model's first one
-    first. All ranks of the job call it when `asked` is a number, else those of the group.
+    first; `stored` is what attention's backward will find in the store. All ranks of the job call
+    it when `asked` is a number, else those of the group.
 
     Raises:
         MemoError: for a model that mixes tokens outside attention, or that cannot be told which
@@ -67,8 +70,10 @@ def set_up(
         "their dtype": str(next(model.parameters()).dtype),
         "tile_tokens": options.tile_tokens or "auto",
         "tiled_loss": options.tiled_loss,
+        "what is stored": stored.value,
     }
-    return Parallel(Wire(open_group(asked)), settings, pads_move_positions=moves)
+    wire = Wire(open_group(asked))
+    return Parallel(wire, settings, pads_move_positions=moves, stored=stored)
 
 
 def check_entrance(model: nn.Module, samples: dict[str, nn.Module]) -> bool:

@@ -1,23 +1,68 @@
 """The exchange tile by tile: what one tile's `pre` made travels while the next tile is projected.
 
-Scope: `TiledExchange`, which takes the place of `offload.forward.JoinedCall`. The bytes are those
-of one fused all-to-all, in as many messages as the rank with the most tokens has tiles; neither q,
-k and v of own tokens nor the message that holds them all ever exist whole.
+Scope: `TiledExchange`, which takes the place of `offload.forward.JoinedCall`, and who makes it. The
+bytes are those of one fused all-to-all, in as many messages as the rank with the most tokens has
+tiles; neither q, k and v of own tokens nor the message that holds them all ever exist whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from memo.attention.core import without_autocast
 from memo.attention.pieces import options_of
+from memo.parallel.contracts import Stored
 from memo.parallel.core import ParallelCore
 from memo.parallel.exchange import Arrival, Fused
 from memo.parallel.layout import Exchanged, Layout, heads_of, swapped
 from offload import CoreCall, Tile
+from offload.contracts import CallJoiner
 from offload.forward import JoinedCall
+
+
+@dataclass(slots=True)
+class TiledExchanges:
+    """What joins the tiles of one layer call: called for its forward first, then for its backward.
+
+    There q, k and v need no exchange when they were stored after the first one.
+    """
+
+    core: ParallelCore
+    tile_tokens: int
+    passes: int = 0
+
+    def __call__(self) -> CallJoiner:
+        self.passes += 1
+        if self.passes > 1 and self.core.stored is Stored.AFTER:
+            return StoredExchange(self.core)
+        return TiledExchange(self.core, self.tile_tokens)
+
+
+class StoredExchange:
+    """Tiles' calls of which nothing is needed but what they ask for."""
+
+    def __init__(self, core: ParallelCore) -> None:
+        self._core = core
+        self._alone = JoinedCall(core.view.shares.tokens[core.view.group.rank])
+        self._first: CoreCall | None = None
+        self._is_alone = False
+
+    def write(self, tile: Tile, call: CoreCall) -> None:
+        with without_autocast(call) as cast:
+            self._is_alone = self._core.layout_of(cast).is_alone
+            if self._is_alone:
+                self._alone.write(tile, cast)
+            elif self._first is None:
+                self._first = _without_tokens(cast)
+
+    def value(self) -> CoreCall:
+        """The call, with heads of no tokens; whole on a rank that exchanges nothing."""
+        if self._is_alone:
+            return self._alone.value()
+        assert self._first is not None, "no tile was written"
+        return self._first
 
 
 class TiledExchange:
@@ -55,8 +100,7 @@ class TiledExchange:
                     f"{self._tile_tokens} tokens as all before the last"
                 )
             if self._first is None:
-                nothing = tuple(_empty(head) for head in cast.heads)
-                self._first = replace(cast, heads=nothing)
+                self._first = _without_tokens(cast)
             self._send(layout, [head.detach() for head in cast.heads])
 
     def value(self) -> CoreCall:
@@ -104,6 +148,7 @@ class TiledExchange:
         self._arrived_rounds += 1
 
 
-def _empty(head: Tensor) -> Tensor:
+def _without_tokens(call: CoreCall) -> CoreCall:
     """What a rank whose tokens are done sends; memory of its own, or it would hold a tile's."""
-    return head.new_empty((*head.shape[:2], 0, head.shape[3]))
+    empty = [head.new_empty((*head.shape[:2], 0, head.shape[3])) for head in call.heads]
+    return replace(call, heads=tuple(empty))

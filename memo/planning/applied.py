@@ -5,24 +5,113 @@ Scope: from the planner's words to the runtime's, and the refusal of a plan for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
+from rich.filesize import decimal
+
+from memo.contracts import LayerPlacement, Options, PlannedCalls
+from memo.planning.forecast import runtime_bytes
+from memo.planning.live import LiveModel
 from offload import Placement, Tier
 from planner.codec import PlanError
-from planner.contracts import LayerRun, LayerSwap, Plan
+from planner.contracts import LayerSwap, NoPlan, Plan
+from planner.contracts import Placement as Planned
+from planner.contracts import Tier as PlannedTier
+from planner.swap.costs import budgets_of
 
 _PLACEMENTS: Mapping[str, Placement] = {placement.value: placement for placement in Placement}
-_TIERS: Mapping[str, Tier] = {"device": Tier.DEVICE, "host": Tier.HOST, "ssd": Tier.SSD}
+_TIERS: Mapping[str, Tier] = {tier.value: tier for tier in Tier}
+
+PARCEL_BYTES = 64 << 10
+"""Added for each parcel of a layer to what a plan puts on the host or the SSD: tensors in a parcel
+begin at multiples of 512 bytes, and parcels at those of the disk's blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerPlacement:
-    """One layer: the fractions of its tiles by placement, and the tier of its x and o."""
+def found_plan(plan: object) -> Plan:
+    """What `memo.wrap` was given: a plan, or the file of one.
 
-    fractions: Mapping[Placement, float]
-    skeletal: Tier
+    Raises:
+        PlanError: for what is neither, and for a `NoPlan`, with what is missing.
+        OSError: for a file that cannot be read.
+    """
+    match plan:
+        case Plan():
+            return plan
+        case NoPlan():
+            raise PlanError(f"plan is a NoPlan: {why_not(plan)}")
+        case str() | Path():
+            return Plan.load(plan)
+        case _:
+            raise PlanError(f"plan={plan!r}: takes a Plan, as memo.plan returns, or a file of one")
+
+
+def why_not(plan: NoPlan) -> str:
+    """What binds, and how long a sequence may be."""
+    work = plan.workload
+    cures = [
+        f"{decimal(size)} more of the {tier}"
+        for tier, size in plan.missing_bytes.items()
+        if size is not None
+    ]
+    cure = " or ".join(cures) or "no increase of one budget alone"
+    longest = plan.longest_tokens
+    length = "" if longest is None else f"; the longest sequence that fits is {longest:,} tokens"
+    return (
+        f"{work.batch} x {work.tokens:,} tokens of {work.model} do not fit: it takes {cure}{length}"
+    )
+
+
+def check_model(plan: Plan, live: LiveModel) -> None:
+    """Whether the plan is for this model and this job.
+
+    Raises:
+        PlanError: names all that the plan was not made for.
+    """
+    if live.ranks != plan.workload.ranks:
+        raise PlanError(
+            f"the job has ranks={live.ranks} (of torch.distributed), and planned were "
+            f"{plan.workload.ranks}, {plan.workload.sequence_parallel} to a sequence"
+        )
+    plan.check(
+        replace(
+            plan.workload,
+            layers=live.layers,
+            parameters=live.parameters,
+            dtype=live.dtype,
+            train=live.train,
+        )
+    )
+    for index, (layer, is_tiled) in enumerate(zip(plan.swap.layers, live.tiled, strict=True)):
+        _check_layer(plan, index, layer, is_tiled=is_tiled)
+
+
+def options_of(plan: Plan, live: LiveModel) -> Options:
+    """The plan's settings, without the disks, which are the user's.
+
+    Raises:
+        PlanError: for a layer whose x and o go to different tiers, which the runtime does not do.
+    """
+    layers = layer_placements(plan)
+    peaks = runtime_bytes(plan, live)
+    slack_bytes = PARCEL_BYTES * sum(3 + 2 * layer.tile_count for layer in plan.swap.layers)
+    options = Options(
+        tile_tokens=plan.swap.tile_tokens,
+        fractions={Placement.RECOMPUTE: 1.0},
+        skeletal=Tier.DEVICE,
+        tiled_loss=True,
+        in_flight_bytes=plan.swap.in_flight_bytes,
+        planned=PlannedCalls(
+            tokens=plan.workload.tokens,
+            batch=plan.workload.batch,
+            layers=layers,
+            ssd_bytes=peaks[Tier.SSD] + slack_bytes if peaks[Tier.SSD] else 0,
+        ),
+    )
+    if not options.tiers & {Tier.HOST, Tier.SSD}:
+        return options
+    return replace(options, host_bytes=_host_bytes(plan, peaks[Tier.HOST], slack_bytes))
 
 
 def layer_placements(plan: Plan) -> tuple[LayerPlacement, ...]:
@@ -35,21 +124,10 @@ def layer_placements(plan: Plan) -> tuple[LayerPlacement, ...]:
     return tuple(_placement(index, layer) for index, layer in enumerate(plan.swap.layers))
 
 
-def check_model(
-    plan: Plan, kinds: Sequence[str], *, parameters: int, dtype: str, sequence_parallel: int
-) -> None:
-    """`kinds` are the model's layers in forward order, `parameters` those of all its modules.
-
-    Raises:
-        PlanError: names all that the plan was not made for.
-    """
-    runs = tuple(LayerRun(layer_class=kind, count=len(list(run))) for kind, run in groupby(kinds))
-    plan.check(replace(plan.workload, layers=runs, parameters=parameters, dtype=dtype))
-    if sequence_parallel != plan.workload.sequence_parallel:
-        raise PlanError(
-            f"sequence_parallel is {sequence_parallel}, planned was "
-            f"{plan.workload.sequence_parallel}"
-        )
+def _host_bytes(plan: Plan, peak_bytes: int, slack_bytes: int) -> int:
+    """The planned peak and what alignment takes, within the machine's budget."""
+    budget = budgets_of(plan.hardware, sharing=plan.workload.ranks).host_bytes
+    return max(1, peak_bytes, min(peak_bytes + slack_bytes, budget))
 
 
 def _placement(index: int, layer: LayerSwap) -> LayerPlacement:
@@ -61,3 +139,18 @@ def _placement(index: int, layer: LayerSwap) -> LayerPlacement:
     count = layer.tile_count
     fractions = {_PLACEMENTS[p.value]: tiles / count for p, tiles in layer.tiles.items() if tiles}
     return LayerPlacement(fractions, _TIERS[layer.x.value])
+
+
+def _check_layer(plan: Plan, index: int, layer: LayerSwap, *, is_tiled: bool) -> None:
+    tiles = -(-plan.workload.local_tokens // plan.swap.tile_tokens) if is_tiled else 1
+    if layer.tile_count != tiles:
+        raise PlanError(
+            f"layer {index} runs {'tile by tile' if is_tiled else 'whole'}, in {tiles} tiles, and "
+            f"planned were {layer.tile_count}"
+        )
+    moves = any(layer.tiles.get(place, 0) for place in (Planned.HOST, Planned.SSD))
+    if not (is_tiled or moves or layer.x is PlannedTier.DEVICE):
+        raise PlanError(
+            f"layer {index} runs whole, and then its x stays on the device with its tile: planned "
+            f"was that it goes to the {layer.x}"
+        )

@@ -1,20 +1,23 @@
-"""Which plan is taken: among places of model states and tile sizes, the shortest simulated step.
+"""Which plan is taken: among places of model states and tile sizes, the shortest simulated step,
+or one that is hardly longer and writes less to the SSD.
 
 Scope: the search over what the mixed-integer program does not decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memo.planning.costing import Costing, traced
 from memo.planning.request import PlanRequest
 from memo.planning.states import state_choices
 from planner.contracts import Tier
-from planner.schedule.planning import Simulated, missing_for_step, plan_step
-from planner.swap.contracts import Budgets, Rates
+from planner.schedule.planning import Simulated, effort, missing_for_step, plan_step
+from planner.swap.contracts import Budgets, Rates, StepCost
 from planner.swap.costs import budgets_of, rates_of
+from planner.swap.preference import Effort, may_be_preferred, preferred
+from planner.swap.solving import Search, least_step_s
 from planner.trace import StepTrace
 
 SMALLER = 4
@@ -33,15 +36,26 @@ class Chosen:
     trace: StepTrace
     found: Simulated
 
+    @property
+    def effort(self) -> Effort:
+        """Of its step, without the optimizer's writes, which all that is compared has alike."""
+        return effort(self.found)
+
 
 @dataclass(slots=True)
 class Case:
-    """One request, its lanes and budgets, and its traces, which are made as they are needed."""
+    """One request, its lanes and budgets, and its traces, which are made as they are needed.
+    `largest`: the same with as many GPUs to a sequence as may be, where fewer were chosen; `notes`:
+    why.
+    """
 
     request: PlanRequest
     rates: Rates = field(init=False)
     budgets: Budgets = field(init=False)
+    largest: Case | None = None
+    notes: tuple[str, ...] = ()
     _traces: dict[int | None, StepTrace] = field(init=False, default_factory=dict)
+    known: dict[Budgets, Chosen | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         node = self.request.node.hardware
@@ -70,20 +84,26 @@ class Case:
 
 
 def choose(case: Case, budgets: Budgets | None = None) -> Chosen | None:
-    """The shortest step that fits; None when none does.
+    """The shortest step that fits, or, within the request's tolerance of it, the one that writes
+    least to the SSD; None when none fits.
 
     Raises:
         SolverError: when no solver is there, or it failed.
     """
     allowed = budgets or case.budgets
+    if allowed not in case.known:
+        case.known[allowed] = _choose(case, allowed)
+    return case.known[allowed]
+
+
+def _choose(case: Case, allowed: Budgets) -> Chosen | None:
     for choices in state_choices(case.request):
         costings = [Costing(case.request, choice) for choice in choices]
         costings = [c for c in costings if _states_fit(c, case.trace(), allowed)]
         for trace in case.traces() if costings else ():
-            found = [_planned(case, costing, trace, allowed) for costing in costings]
-            fitting = [chosen for chosen in found if chosen is not None]
-            if fitting:
-                return min(fitting, key=lambda chosen: chosen.found.schedule.step_s)
+            chosen = _best(case, costings, trace, allowed)
+            if chosen is not None:
+                return chosen
     return None
 
 
@@ -108,6 +128,26 @@ def _states_fit(costing: Costing, trace: StepTrace, budgets: Budgets) -> bool:
     return costing.resident_device_bytes(trace) <= budgets.device_bytes
 
 
-def _planned(case: Case, costing: Costing, trace: StepTrace, budgets: Budgets) -> Chosen | None:
-    found = plan_step([costing.cost(trace)], case.rates, budgets)
-    return None if found is None else Chosen(costing, trace, found)
+def _best(
+    case: Case, costings: Sequence[Costing], trace: StepTrace, budgets: Budgets
+) -> Chosen | None:
+    """Among divisions of model states; those that cannot be preferred are not simulated."""
+    tolerance, found = case.request.step_tolerance, list[Chosen]()
+    for costing in costings:
+        cost = costing.cost(trace)
+        if found and not _may_win(case, cost, budgets, _least(found)):
+            continue
+        planned = plan_step([cost], case.rates, budgets, search=Search(tolerance=tolerance))
+        if planned is not None:
+            found.append(Chosen(costing, trace, planned))
+    return preferred(found, lambda chosen: chosen.effort, tolerance) if found else None
+
+
+def _may_win(case: Case, cost: StepCost, budgets: Budgets, known: Effort) -> bool:
+    bound_s = least_step_s(cost, case.rates, budgets)
+    tolerance = case.request.step_tolerance
+    return bound_s is not None and may_be_preferred(bound_s, known, tolerance)
+
+
+def _least(found: Sequence[Chosen]) -> Effort:
+    return min((chosen.effort for chosen in found), key=lambda one: one.seconds)

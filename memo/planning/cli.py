@@ -7,8 +7,11 @@ status 1: it does not fit, or what was asked is refused.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +22,16 @@ from memo.cli_errors import one_line_errors
 
 if TYPE_CHECKING:
     from memo.planning.request import PlanRequest
+    from memo.planning.sweep import Swept
     from planner.contracts import NoPlan, Plan
 
 _MACHINE = "Machine"
 _TRAINING = "Training"
 _FILE_WIDTH = 200
 """Of a table that goes to a file or a pipe."""
+
+_COLLECT_AFTER = 200_000
+"""Objects; Python's default is 700."""
 
 
 def plan(
@@ -67,6 +74,13 @@ def plan(
             rich_help_panel=_MACHINE,
         ),
     ] = None,
+    endurance_tbw: Annotated[
+        float | None,
+        typer.Option(
+            help="Terabytes that may be written to all disks together: tells how long they last.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
     train: Annotated[
         str, typer.Option(help="full, or lora (all linear layers).", rich_help_panel=_TRAINING)
     ] = "full",
@@ -85,7 +99,8 @@ def plan(
     sequence_parallel: Annotated[
         int | None,
         typer.Option(
-            help="GPUs that share a sequence; all if not given.", rich_help_panel=_TRAINING
+            help="GPUs that share a sequence; what gives most tokens a second if not given.",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     batch: Annotated[
@@ -98,7 +113,28 @@ def plan(
         int | None,
         typer.Option(help="As memo.wrap chooses if not given.", rich_help_panel=_TRAINING),
     ] = None,
-    sweep: Annotated[str | None, typer.Option(help="A table over lengths: tokens=32K..4M.")] = None,
+    step_tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Share of the shortest step that may be added to it to write less to the SSD, "
+            "and then to move less; 0 for the shortest step.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = 0.01,
+    emulate_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Run the work of this rank of --sequence-parallel here, with random weights and "
+            "nobody to talk to, and print what was predicted beside what was measured.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A table: tokens=32K..4M (doubled from one to the other), or tokens=32K,100K; "
+            "and, given as well, gpus=1..8."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan, for memo.wrap.")
@@ -114,13 +150,25 @@ def plan(
     """
     from planner.swap.solver import SolverError
 
-    with one_line_errors(ValueError, SolverError):
+    with one_line_errors(ValueError, SolverError), _seldom_collecting():
         from memo.planning.node import NodeArguments
         from memo.planning.public import requested
-        from memo.planning.sweep import swept_tokens
+        from memo.planning.sweep import parse_sweeps
 
         _check_together(tokens, sweep, {"--output": output, "--report": report})
-        lengths = swept_tokens(sweep, "--sweep") if sweep is not None else ()
+        if emulate_rank is not None:
+            _check_alone(gpu=gpu, gpus=gpus > 1, sweep=sweep, output=output, report=report)
+            _emulate(
+                model,
+                tokens=str(tokens),
+                ranks=sequence_parallel,
+                rank=emulate_rank,
+                dtype=dtype,
+                tile_tokens=tile_tokens,
+                as_json=as_json,
+            )
+            return
+        swept = parse_sweeps(sweep, "--sweep") if sweep else None
         said = NodeArguments(
             gpus=gpus,
             gpu=gpu,
@@ -130,41 +178,83 @@ def plan(
             pcie=pcie,
             hardware=None,
             dtype=dtype,
+            endurance_tbw=endurance_tbw,
         )
         with Console(stderr=True).status("planning"):
             request = requested(
                 model,
                 said,
-                tokens=max(lengths) if tokens is None else tokens,
+                tokens=max(swept.tokens) if swept is not None else str(tokens),
                 train=train,  # type: ignore[arg-type]
                 zero=zero,  # type: ignore[arg-type]
                 offload_optimizer=offload_optimizer,  # type: ignore[arg-type]
                 sequence_parallel=sequence_parallel,
                 batch=batch,
                 tile_tokens=tile_tokens,
+                step_tolerance=step_tolerance,
             )
-            results = _sweep(request, lengths) if lengths else [_one(request, output, report)]
-    _print(results, as_json=as_json, is_sweep=bool(lengths))
-    if not lengths and not _fits(results[0]):
+            results = _sweep(request, swept) if swept else [_one(request, output, report)]
+    _print(results, as_json=as_json, is_sweep=swept is not None)
+    if swept is None and not _fits(results[0]):
         raise typer.Exit(1)
 
 
+@contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    """Imports and traces make many objects that stay: looking through them again and again took a
+    sixth of a plan's time.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _check_together(
-    tokens: str | None, sweep: str | None, files: Mapping[str, Path | None]
+    tokens: str | None, sweep: Sequence[str] | None, files: Mapping[str, Path | None]
 ) -> None:
-    if (tokens is None) == (sweep is None):
+    if (tokens is None) == (not sweep):
         raise ValueError("takes either --tokens or --sweep tokens=..., one of them")
     for name, path in files.items():
-        if path is not None and sweep is not None:
+        if path is not None and sweep:
             raise ValueError(f"{name} takes one plan, and --sweep makes several")
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name} is {path}: there is no such folder")
 
 
-def _sweep(request: PlanRequest, lengths: Sequence[int]) -> list[Plan | NoPlan]:
+def _check_alone(**others: object) -> None:
+    for name in (name for name, value in others.items() if value):
+        raise ValueError(f"--emulate-rank runs on this machine: takes no --{name}")
+
+
+def _emulate(
+    model: str,
+    *,
+    tokens: str,
+    ranks: int | None,
+    rank: int,
+    dtype: str,
+    tile_tokens: int | None,
+    as_json: bool,
+) -> None:
+    from memo.planning.emulated import emulated, emulated_table
+
+    with Console(stderr=True).status(f"running rank {rank}"):
+        found = emulated(
+            model, tokens=tokens, ranks=ranks, rank=rank, dtype=dtype, tile_tokens=tile_tokens
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        Console(highlight=False).print(emulated_table(found))
+
+
+def _sweep(request: PlanRequest, swept: Swept) -> list[Plan | NoPlan]:
     from memo.planning.sweep import sweep
 
-    return list(sweep(request, lengths))
+    return list(sweep(request, swept.tokens, swept.gpus))
 
 
 def _one(request: PlanRequest, output: Path | None, report: Path | None) -> Plan | NoPlan:

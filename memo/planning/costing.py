@@ -5,7 +5,8 @@ Scope: putting a `StepCost` together; tracing is `memo.tracing`'s, times are `pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from memo.planning.collectives import Sharing, exchange_of
 from memo.planning.request import PlanRequest
@@ -21,7 +22,7 @@ from memo.tracing import trace_step
 from planner.contracts import LayerRun, Tier, Workload
 from planner.swap.contracts import StepCost
 from planner.swap.costs import Extras, step_cost
-from planner.trace import StepTrace
+from planner.trace import Phase, StepTrace
 
 
 def traced(request: PlanRequest, *, tile_tokens: int | None = None) -> StepTrace:
@@ -49,10 +50,11 @@ def local_tokens(request: PlanRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Costing:
-    """What a step costs with model states as chosen."""
+    """What a step costs with model states as chosen; `slowness` as `planner.swap.costs.Extras`."""
 
     request: PlanRequest
     choice: StateChoice
+    slowness: Mapping[Phase, float] = field(default_factory=dict)
 
     def cost(self, trace: StepTrace) -> StepCost:
         """Of the traced step."""
@@ -122,6 +124,7 @@ class Costing:
             optimizer_s=self.optimizer(trace).seconds,
             gradient_share=gradient_share(trace, states, self.dtype_bytes),
             exchange={layer.name: exchange for layer in trace.layers if layer.reason is None},
+            slowness=self.slowness,
         )
 
 

@@ -70,6 +70,8 @@ def _of_plan(plan: Plan) -> dict[str, object]:
         "peak_device_bytes": told.peak_bytes.get(Tier.DEVICE, 0),
         "peak_host_bytes": told.peak_bytes.get(Tier.HOST, 0),
         "ssd_bytes": told.peak_bytes.get(Tier.SSD, 0),
+        "node_peak_host_bytes": told.peak_bytes.get(Tier.HOST, 0) * plan.hardware.gpus,
+        "node_ssd_bytes": told.peak_bytes.get(Tier.SSD, 0) * plan.hardware.gpus,
         "ssd_written_bytes_per_step": told.ssd_written_bytes_per_step,
         "node_ssd_written_bytes_per_day": wear.bytes_per_day,
         "ssd_days": wear.days,
@@ -90,6 +92,7 @@ _NONE: Mapping[str, object] = dict.fromkeys(
     (
         *("step_s", "compute_s", "recompute_s", "exposed_s", "exposed_s_by_lane", "mfu"),
         *("tokens_per_s", "peak_device_bytes", "peak_host_bytes", "ssd_bytes"),
+        *("node_peak_host_bytes", "node_ssd_bytes"),
         *("ssd_written_bytes_per_step", "node_ssd_written_bytes_per_day", "ssd_days"),
         *("moved_bytes_by_lane", "longest_tokens", "gap", "arena_bytes"),
         *("arena_lower_bound_bytes", "reserved_bytes", "tile_tokens", "in_flight_bytes"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from memo.planning.arena import Arena, lay_out
 from memo.planning.choosing import Case, Chosen, choose, leanest, missing
+from memo.planning.degrees import best_case
 from memo.planning.longest import find_longest
 from memo.planning.notes import layout_note, notes_of
 from memo.planning.request import PlanRequest
@@ -16,7 +17,7 @@ from planner.contracts import NoPlan, Plan
 from planner.schedule.contracts import Schedule
 from planner.schedule.result import plan_of
 from planner.swap.binding import binding
-from planner.swap.contracts import Budgets
+from planner.swap.contracts import Budgets, Rates
 
 LAYOUT_ROUNDS = 3
 """Of planning again, with less, where a layout is higher than what the simulation holds."""
@@ -41,14 +42,19 @@ def make(request: PlanRequest) -> Outcome:
         MemoError: for a model that cannot be traced.
         SolverError: when no solver is installed, or it failed.
     """
-    case = Case(request)
+    case = best_case(request)
     found = _laid_out(case)
-    longest = find_longest(case, fits=found is not None) if request.find_longest else None
+    longest = _longest(case, fits=found is not None) if request.find_longest else None
     if found is None:
         return Outcome(result=_no_plan(case, longest))
     chosen, arena = found
     schedule = chosen.found.schedule
     return Outcome(result=_plan(case, chosen, arena, longest), schedule=schedule, arena=arena)
+
+
+def _longest(case: Case, *, fits: bool) -> int:
+    """With as many GPUs to a sequence as may be, whatever is fastest at this length."""
+    return find_longest(case.largest or case, fits=fits)
 
 
 def _laid_out(case: Case) -> tuple[Chosen, Arena | None] | None:
@@ -84,7 +90,7 @@ def _less(budgets: Budgets, size_bytes: int) -> Budgets:
 
 def _plan(case: Case, chosen: Chosen, arena: Arena | None, longest: int | None) -> Plan:
     request, trace = case.request, chosen.trace
-    binds = binding(chosen.found.cost, case.rates, case.budgets)
+    binds = binding(chosen.found.cost, _rates_used(case, chosen), case.budgets)
     plan = plan_of(
         chosen.costing.workload(trace),
         request.node.hardware,
@@ -100,10 +106,17 @@ def _plan(case: Case, chosen: Chosen, arena: Arena | None, longest: int | None) 
         arena_lower_bound_bytes=None if arena is None else arena.lower_bound_bytes,
         reserved_bytes=None if arena is None else arena.reserved_bytes,
     )
-    notes = list(notes_of(request, trace, chosen.costing))
+    notes = [*case.notes, *notes_of(request, trace, chosen.costing)]
     if arena is not None and (excess := _excess_bytes(case, chosen, arena)):
         notes.append(layout_note(excess))
     return replace(plan, predictions=predictions, notes=tuple(notes))
+
+
+def _rates_used(case: Case, chosen: Chosen) -> Rates:
+    """Without the SSD's where the plan writes nothing to it: no more of it is asked for, then."""
+    if chosen.effort.written_bytes:
+        return case.rates
+    return replace(case.rates, ssd_write_bytes_per_s=0.0, ssd_read_bytes_per_s=0.0)
 
 
 def _no_plan(case: Case, longest: int | None) -> NoPlan:
@@ -114,5 +127,5 @@ def _no_plan(case: Case, longest: int | None) -> NoPlan:
         hardware=request.node.hardware,
         missing_bytes=missing(case),
         longest_tokens=longest,
-        notes=notes_of(request, trace, None),
+        notes=(*case.notes, *notes_of(request, trace, None)),
     )

@@ -5,6 +5,7 @@ Scope: from what a user says of GPUs, memory and disks to a `Hardware`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from memo.doctor.hardware import hardware_of
@@ -15,6 +16,8 @@ from planner.sizes import parse_bytes, parse_rate
 
 Size = int | str
 """Bytes, or a size as people write it: `80GB`, `1TiB`."""
+
+TERABYTE = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeArguments:
-    """What was said of the machine; None: nothing. Without `gpu` and `hardware` it is this one."""
+    """What was said of the machine; None: nothing. Without `gpu` and `hardware` it is this one.
+    `endurance_tbw`: terabytes that may be written to all its disks together.
+    """
 
     gpus: int
     gpu: str | None
@@ -37,6 +42,7 @@ class NodeArguments:
     pcie: float | str | None
     hardware: Hardware | None
     dtype: str
+    endurance_tbw: float | None = None
 
 
 def find_node(said: NodeArguments) -> Node:
@@ -47,17 +53,28 @@ def find_node(said: NodeArguments) -> Node:
             one thing.
         MemoError: when this machine's speed cannot be told.
     """
-    if said.gpus < 1:
-        raise ValueError(f"gpus is {said.gpus}: takes 1 or more")
+    if type(said.gpus) is not int or said.gpus < 1:
+        raise ValueError(f"gpus is {said.gpus!r}: takes a whole number of 1 or more")
     if said.hardware is not None:
         return Node(_described(said, said.hardware), "cuda")
-    if said.gpu is not None:
-        return Node(_named(said, said.gpu), "cuda")
-    return _probed(said)
+    node = Node(_named(said, said.gpu), "cuda") if said.gpu is not None else _probed(said)
+    return replace(node, hardware=_enduring(node.hardware, said.endurance_tbw))
+
+
+def _enduring(hardware: Hardware, endurance_tbw: float | None) -> Hardware:
+    """Each disk with its share of what may be written."""
+    if endurance_tbw is None:
+        return hardware
+    if not (endurance_tbw > 0 and math.isfinite(endurance_tbw)):
+        raise ValueError(f"endurance_tbw is {endurance_tbw}: takes terabytes above 0")
+    if hardware.disks is None:
+        raise ValueError("endurance_tbw is given, and no ssd: takes both")
+    each = max(1, round(endurance_tbw * TERABYTE / hardware.disks.count))
+    return replace(hardware, disks=replace(hardware.disks, endurance_bytes=each))
 
 
 def _described(said: NodeArguments, hardware: Hardware) -> Hardware:
-    names = ("gpu", "gpu_memory", "host_memory", "ssd", "pcie")
+    names = ("gpu", "gpu_memory", "host_memory", "ssd", "pcie", "endurance_tbw")
     for name in (name for name in names if getattr(said, name) is not None):
         raise ValueError(f"{name} is given beside hardware, which says it already: takes one")
     if said.gpus not in (1, hardware.gpus):

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from memo.planning.making import make
 from memo.planning.node import NodeArguments, Size, find_node
-from memo.planning.request import Model, PlanRequest, Zero, named_config, tokens_of
+from memo.planning.request import (
+    STEP_TOLERANCE,
+    Model,
+    PlanRequest,
+    Zero,
+    named_config,
+    tokens_of,
+)
 from planner.contracts import NoPlan, OffloadOptimizer, Plan, Train
 from planner.hardware import Disks, Hardware
 
@@ -22,6 +29,7 @@ def plan(
     host_memory: Size | None = None,
     ssd: str | Disks | None = None,
     pcie: float | str | None = None,
+    endurance_tbw: float | None = None,
     train: Train = "full",
     zero: Zero | None = None,
     offload_optimizer: OffloadOptimizer | None = None,
@@ -29,6 +37,7 @@ def plan(
     batch: int = 1,
     dtype: str = "bfloat16",
     tile_tokens: int | None = None,
+    step_tolerance: float = STEP_TOLERANCE,
     hardware: Hardware | None = None,
     find_longest: bool = True,
     lay_out: bool = True,
@@ -45,13 +54,19 @@ def plan(
         host_memory: what may be taken of the node's: bytes, or "1TB".
         ssd: the node's disks, as "8x7TB@6GB/s".
         pcie: bytes a second to the host and back, or "32GB/s", where that is not the data sheet's.
+        endurance_tbw: terabytes that may be written to all disks together, by their data sheets;
+            None: not known, and no plan tells how long they last.
         train: "full", or "lora" (adapters at all linear layers).
         zero: ZeRO's stage; None: the fastest that fits.
         offload_optimizer: "none", "host" or "ssd"; None: the first of these with which it fits.
-        sequence_parallel: GPUs that share a sequence; None: all. Others train on other sequences.
+        sequence_parallel: GPUs that share a sequence, while others train on other sequences; None:
+            the divisor of `gpus` with the most tokens a second.
         batch: sequences that GPUs sharing them train on in one step.
         dtype: "bfloat16", "float16" or "float32", of weights and activations.
         tile_tokens: None: chosen as `memo.wrap` does; smaller where nothing fits with that.
+        step_tolerance: of plans whose steps are at most so much longer than the shortest,
+            relatively, the one that writes least to the SSD is taken, and of these one that moves
+            least; 0: the shortest, whatever it writes.
         hardware: the machine, in place of all that describes it here.
         find_longest: tell the longest sequence that fits, too.
         lay_out: tell what an arena with every tensor's address takes, and PyTorch's allocator.
@@ -74,6 +89,7 @@ def plan(
         pcie=pcie,
         hardware=hardware,
         dtype=dtype,
+        endurance_tbw=endurance_tbw,
     )
     request = requested(
         model,
@@ -85,6 +101,7 @@ def plan(
         sequence_parallel=sequence_parallel,
         batch=batch,
         tile_tokens=tile_tokens,
+        step_tolerance=step_tolerance,
         find_longest=find_longest,
         lay_out=lay_out,
     )
@@ -102,6 +119,7 @@ def requested(
     offload_optimizer: OffloadOptimizer | None = None,
     batch: int = 1,
     tile_tokens: int | None = None,
+    step_tolerance: float = STEP_TOLERANCE,
     find_longest: bool = True,
     lay_out: bool = True,
 ) -> PlanRequest:
@@ -117,10 +135,19 @@ def requested(
         train=train,
         zero=zero,
         offload_optimizer=offload_optimizer,
-        sequence_parallel=node.hardware.gpus if sequence_parallel is None else sequence_parallel,
+        sequence_parallel=_degree(node.hardware.gpus, count, sequence_parallel),
+        compare_degrees=sequence_parallel is None,
         batch=batch,
         dtype=said.dtype,
         tile_tokens=tile_tokens,
+        step_tolerance=step_tolerance,
         find_longest=find_longest,
         lay_out=lay_out,
     )
+
+
+def _degree(gpus: int, tokens: int, asked: int | None) -> int:
+    """What was asked, or the largest that there are tokens for."""
+    if asked is not None:
+        return asked
+    return max((n for n in range(1, gpus + 1) if gpus % n == 0 and n <= tokens), default=gpus)

@@ -22,11 +22,16 @@ Model = str | Path | PreTrainedConfig
 
 DTYPES = ("bfloat16", "float16", "float32")
 
+STEP_TOLERANCE = 0.01
+"""Chosen: hardly anybody sees a hundredth of a step, and what is written wears disks out."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRequest:
     """A model's step on a node. `zero` and `offload_optimizer` None: to be chosen; `tile_tokens`
-    None: what `memo.wrap` chooses. `find_longest` and `lay_out`: whether to tell the longest
+    None: what `memo.wrap` chooses. `step_tolerance`: the share of the shortest step that may be
+    added to it to write less to the SSD and move less. `compare_degrees`: `sequence_parallel` is
+    the largest of those to be compared. `find_longest` and `lay_out`: whether to tell the longest
     sequence that fits, and what a layout of the device's memory takes.
     """
 
@@ -41,6 +46,8 @@ class PlanRequest:
     batch: int = 1
     dtype: str = "bfloat16"
     tile_tokens: int | None = None
+    step_tolerance: float = STEP_TOLERANCE
+    compare_degrees: bool = False
     find_longest: bool = True
     lay_out: bool = True
 
@@ -48,6 +55,11 @@ class PlanRequest:
         _check_at_least_one(tokens=self.tokens, batch=self.batch)
         if self.tile_tokens is not None:
             _check_at_least_one(tile_tokens=self.tile_tokens)
+        if not 0 <= self.step_tolerance < 1:
+            raise ValueError(
+                f"step_tolerance is {self.step_tolerance}: takes a share of the step, from 0 to "
+                "below 1, such as 0.01"
+            )
         _check_word("train", self.train, get_args(Train))
         _check_word("dtype", self.dtype, DTYPES)
         self._check_states()

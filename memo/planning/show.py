@@ -11,12 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memo.planning.figures import placement_shares, wear_of
+from memo.planning.figures import Wear, placement_shares, wear_of
 from memo.planning.picture import LEGEND, picture
 from planner.contracts import NoPlan, Plan, Tier, Workload
 from planner.sizes import format_bytes, format_tokens
 
 _INDENT = 8
+_MANY_DAYS = 10
 Rows = Iterator[tuple[str, str]]
 
 
@@ -98,9 +99,8 @@ def _speed(plan: Plan) -> Rows:
     yield "speed", f"{told.tokens_per_s:,.0f} tokens/s, MFU {told.mfu:.1%}"
     yield "bound by", ", ".join(told.binding) or "not told"
     yield "tiles", f"{plan.swap.tile_tokens:,} tokens each; " + _shares(plan)
-    if told.ssd_written_bytes_per_step:
-        lasts = "" if wear.days is None else f", {wear.days:,.0f} days"
-        yield "SSD wear", f"{format_bytes(wear.bytes_per_day)} a day written{lasts}"
+    if plan.hardware.disks is not None:
+        yield "SSD wear", _wear(wear)
     if told.arena_bytes is not None and told.arena_lower_bound_bytes is not None:
         above = told.arena_bytes / max(1, told.arena_lower_bound_bytes) - 1
         yield (
@@ -113,6 +113,17 @@ def _speed(plan: Plan) -> Rows:
         )
     if told.longest_tokens is not None:
         yield "longest", f"{format_tokens(told.longest_tokens)} tokens fit"
+
+
+def _wear(wear: Wear) -> str:
+    if not wear.bytes_per_day:
+        return "none: nothing is written"
+    written = f"{format_bytes(wear.bytes_per_day)} a day written by the node"
+    return written if wear.days is None else f"{written}; its disks last {_days(wear.days)}"
+
+
+def _days(days: float) -> str:
+    return f"{days:,.0f} days" if days >= _MANY_DAYS else f"{days:.2g} days"
 
 
 def _shares(plan: Plan) -> str:

@@ -1,130 +1,95 @@
-"""Charts of a planned step as SVG: memory over time, lanes, and the layout.
+"""Shapes of a chart as SVG: rectangles, words, axes with round numbers, and the frame around them.
 
-Scope: geometry and text. What a shape is stands in its `data-tip`, which the page shows on hover.
+Scope: geometry and text. Colours are classes that `page_style.py` gives a colour each, in the light
+and in the dark. What a rectangle is stands in its `data-tip`, which the page shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator
 from html import escape
 
-from planner.contracts import Lane, Tier
-from planner.layout import Layout, Problem
-from planner.schedule.contracts import Span
-from planner.sizes import format_bytes
-
 WIDTH = 1000.0
-_LEFT = 110.0
-_PLOT = WIDTH - _LEFT
-_ROW, _MEMORY, _LAYOUT = 22.0, 110.0, 420.0
+LEFT = 92.0
+"""Of the plot: names and numbers stand left of it."""
 
-MOST_RECTANGLES = 4000
-"""Of a layout; the largest are drawn. More would make a page of many megabytes."""
+_RIGHT = 22.0
+PLOT = WIDTH - LEFT - _RIGHT
+AXIS = 34.0
+"""Below a plot: the numbers of the axis across, and its title."""
 
-MOST_POINTS = 1500
-"""Of a line: more than a screen is wide."""
-
-_COLOURS: Mapping[Lane | None, str] = {
-    None: "#4c78a8",
-    Lane.D2H: "#f58518",
-    Lane.H2D: "#e45756",
-    Lane.SSD_WRITE: "#72b7b2",
-    Lane.SSD_READ: "#54a24b",
-}
-
-Points = Sequence[tuple[float, int]]
+_NARROWEST = 0.4
+_WORD_RISE = 4.0
+"""From the middle of a line of text to where it stands."""
 
 
-def memory_chart(memory: Mapping[Tier, Points], step_s: float) -> str:
-    """A panel for each tier that holds something."""
-    used = [(tier, points) for tier, points in memory.items() if any(size for _, size in points)]
-    height = _MEMORY * len(used)
-    panels = (_panel(n, tier, points, step_s) for n, (tier, points) in enumerate(used))
-    return _svg("memory", height, "".join(panels))
+def x_of(at: float, whole: float) -> float:
+    """Where `at` lies across a plot that shows `[0, whole]`."""
+    return LEFT + PLOT * at / whole if whole else LEFT
 
 
-def _panel(number: int, tier: Tier, points: Points, step_s: float) -> str:
-    top, peak = number * _MEMORY, max(size for _, size in points)
-    base = top + _MEMORY - 14
-    scale = (_MEMORY - 30) / max(1, peak)
-    shapes = [_text(4, top + 24, f"{tier}, peak"), _text(4, top + 40, format_bytes(peak))]
-    bars = _thinned(points, step_s)
-    for (start, size), (stop, _) in zip(bars, [*bars[1:], (step_s, 0)], strict=True):
-        tip = f"{tier}: {format_bytes(size)} at {start:.4g} s"
-        shapes.append(_bar(start, stop, step_s, base - size * scale, size * scale, tip))
-    return "".join(shapes)
+def stretch(start: float, stop: float, whole: float) -> tuple[float, float]:
+    """Where `[start, stop)` begins and how wide it is; never too narrow to be seen."""
+    x = x_of(start, whole)
+    return x, max(_NARROWEST, x_of(stop, whole) - x)
 
 
-def _bar(start: float, stop: float, step_s: float, y: float, height: float, tip: str) -> str:
-    x, width = _x(start, step_s), _x(stop, step_s) - _x(start, step_s)
-    return _rect(x, y, max(width, 0.5), max(height, 0.0), _COLOURS[None], tip)
+def rect(x: float, y: float, width: float, height: float, kind: str, tip: str) -> str:
+    place = f'x="{_short(x)}" y="{_short(y)}" width="{_short(width)}" height="{_short(height)}"'
+    return f'<rect {place} class="{kind}" data-tip="{escape(tip)}"/>'
 
 
-def _thinned(points: Points, step_s: float) -> list[tuple[float, int]]:
-    """At most `MOST_POINTS`, each the largest of its stretch of time."""
-    if len(points) <= MOST_POINTS:
-        return list(points)
-    best: dict[int, tuple[float, int]] = {}
-    for at, size in points:
-        slot = min(MOST_POINTS - 1, int(at / step_s * MOST_POINTS))
-        if slot not in best or size > best[slot][1]:
-            best[slot] = at, size
-    return [best[slot] for slot in sorted(best)]
+def words(x: float, y: float, text: str, kind: str = "start") -> str:
+    """Text whose `start`, `middle` or `end` is at `x`."""
+    return f'<text x="{_short(x)}" y="{_short(y)}" class="{kind}">{escape(text)}</text>'
 
 
-def lane_chart(spans: Iterable[Span], step_s: float) -> str:
-    """A row for compute and each lane; hatched where compute waits."""
-    tracks = [None, *Lane]
-    shapes = [
-        _text(4, row * _ROW + 15, "compute" if track is None else str(track))
-        for row, track in enumerate(tracks)
-    ]
-    for span in spans:
-        row = 0 if span.is_wait else tracks.index(span.lane)
-        x, width = _x(span.start_s, step_s), _x(span.stop_s, step_s) - _x(span.start_s, step_s)
-        colour = "#bbbbbb" if span.is_wait else _COLOURS[span.lane]
-        size = f", {format_bytes(span.size_bytes)}" if span.size_bytes else ""
-        tip = f"{span.name}{size}: {span.start_s:.4g} to {span.stop_s:.4g} s"
-        shapes.append(_rect(x, row * _ROW + 3, max(width, 0.4), _ROW - 6, colour, tip))
-    return _svg("lanes", _ROW * len(tracks), "".join(shapes))
+def rule(x: float, y: float, to_x: float, to_y: float, kind: str = "grid") -> str:
+    place = f'x1="{_short(x)}" y1="{_short(y)}" x2="{_short(to_x)}" y2="{_short(to_y)}"'
+    return f'<line {place} class="{kind}"/>'
 
 
-def layout_chart(problem: Problem, layout: Layout) -> str:
-    """Time across, address up."""
-    last = max((buffer.upper for buffer in problem.buffers), default=1)
-    scale = (_LAYOUT - 20) / max(1, layout.height_bytes)
-    shapes = [_text(4, 14, format_bytes(layout.height_bytes)), _text(4, _LAYOUT - 6, "0")]
-    shapes += _rectangles(problem, layout, last, scale)
-    return _svg("layout", _LAYOUT, "".join(shapes))
+def ticks(last: float, most: int) -> list[float]:
+    """Round numbers (1, 2 or 5 and zeros) from 0 to `last`, `most` above 0 at most."""
+    if last <= 0:
+        return [0.0]
+    power = 10.0 ** math.floor(math.log10(last / most))
+    step = next(power * n for n in (1, 2, 5, 10, 20) if last / (power * n) <= most)
+    return [step * n for n in range(math.floor(last / step + 1e-9) + 1)]
 
 
-def _rectangles(problem: Problem, layout: Layout, last: int, scale: float) -> Iterator[str]:
-    largest = sorted(
-        problem.buffers, key=lambda b: b.size_bytes * (b.upper - b.lower), reverse=True
+def axis_across(
+    base: float, last: float, title: str, show: Callable[[float], str]
+) -> Iterator[str]:
+    """Numbers below a plot that ends at `base`, and what they are."""
+    for at in ticks(last, 8):
+        x = x_of(at, last)
+        yield rule(x, base, x, base + 4, "axis")
+        yield words(x, base + 15, show(at), "middle")
+    yield rule(LEFT, base, LEFT + PLOT, base, "axis")
+    yield words(LEFT + PLOT / 2, base + 30, title, "middle title")
+
+
+def axis_up(
+    base: float, height: float, last: float, most: int, show: Callable[[float], str]
+) -> Iterator[str]:
+    """Numbers left of a plot from `base` up, with a line across at each."""
+    for at in ticks(last, most):
+        y = base - height * at / last if last else base
+        yield rule(LEFT, y, LEFT + PLOT, y)
+        yield words(LEFT - 6, y + _WORD_RISE, show(at), "end")
+
+
+def chart(name: str, label: str, height: float, shapes: Iterator[str]) -> str:
+    """The frame; `label` says what is drawn to those who do not see it."""
+    box = f'viewBox="0 0 {WIDTH:.0f} {height:.0f}"'
+    return (
+        f'<svg id="{name}" {box} role="img" aria-label="{escape(label)}" tabindex="0">'
+        f"{''.join(shapes)}</svg>"
     )
-    for number, buffer in enumerate(largest[:MOST_RECTANGLES]):
-        x, width = _x(buffer.lower, last), _x(buffer.upper, last) - _x(buffer.lower, last)
-        offset, height = layout.offsets_bytes[buffer.id], buffer.size_bytes * scale
-        tip = (
-            f"{buffer.id}: {format_bytes(buffer.size_bytes)} at {offset:,}, operations "
-            f"{buffer.lower:,} to {buffer.upper:,}"
-        )
-        colour = f"hsl({number * 47 % 360} 55% 60%)"
-        yield _rect(x, _LAYOUT - 10 - offset * scale - height, width, height, colour, tip)
 
 
-def _x(at: float, whole: float) -> float:
-    return _LEFT + _PLOT * at / whole if whole else _LEFT
-
-
-def _rect(x: float, y: float, width: float, height: float, colour: str, tip: str) -> str:
-    place = f'x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
-    return f'<rect {place} fill="{colour}" data-tip="{escape(tip)}"/>'
-
-
-def _text(x: float, y: float, text: str) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>'
-
-
-def _svg(name: str, height: float, shapes: str) -> str:
-    return f'<svg id="{name}" viewBox="0 0 {WIDTH:.0f} {height:.0f}" width="100%">{shapes}</svg>'
+def _short(value: float) -> str:
+    """Two digits behind the point, no zeros at the end: a page has thousands of these."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -7,9 +7,10 @@ tiles). They pass everything on unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -27,19 +28,41 @@ from offload import (
 )
 from offload.store import Ticket
 from planner.trace.contracts import Kind, Pass, Segment
-from planner.trace.recorder import Recorder
+from planner.trace.recorder import Storage, Tape
 from planner.trace.sampling import STANDS, Sample
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Whoever is told what runs: a `Recorder`, or a `Stopwatch`."""
+
+    tape: Tape
+    segment: Segment
+    direction: Pass
+
+    def within(self, segment: Segment, direction: Pass) -> AbstractContextManager[None]:
+        """What runs inside is of `segment` in `direction`."""
+
+    def repeating(self, items: Sequence[T], times: int, *, index: int) -> Iterator[T]:
+        """Iterate over `items`, of which the one at `index` stands for `times` more after it."""
+
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors that are there before."""
+
+    def storage_of(self, tensor: Tensor) -> Storage | None:
+        """The storage of a live tensor that was seen."""
 
 
 class MarkedTiles(tuple[Tile, ...]):
     """Tiles of a sequence, some in the middle left out; whoever iterates over them tells the
     recorder which one stands for those."""
 
-    recorder: Recorder
+    recorder: Listener
     times: int
 
     @classmethod
-    def of(cls, recorder: Recorder, tiles: Sequence[Tile], sample: Sample) -> MarkedTiles:
+    def of(cls, recorder: Listener, tiles: Sequence[Tile], sample: Sample) -> MarkedTiles:
         marked = cls(tiles[index] for index in sample.indices)
         marked.recorder, marked.times = recorder, sample.times
         return marked
@@ -54,7 +77,7 @@ class MarkedSplit:
     """A `SplitLayer` whose runs within backward are recomputation."""
 
     split: SplitLayer
-    recorder: Recorder
+    recorder: Listener
     on_tile: Callable[[Tile], None]
 
     @property
@@ -87,7 +110,7 @@ class MarkedCore:
     """A `Core` whose end is the end of `pre` in forward and of `post` in backward."""
 
     core: Core
-    recorder: Recorder
+    recorder: Listener
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, CoreState | None]:
         with self.recorder.within(Segment.CORE, Pass.FORWARD):
@@ -106,13 +129,14 @@ class MarkedCore:
 
 @dataclass(slots=True)
 class MarkingStore(TensorStore):
-    """A store that says which storages are skeletal and which a tile holds. `stored_bytes` are by
-    number of the storage."""
+    """A store that says which storages are skeletal and which a tile holds, and whether backward
+    wants them with `pre`.
+    """
 
-    on_put: Callable[[Tensor, Kind], None] = field(default=lambda *_: None)
+    on_put: Callable[[Tensor, Kind, bool], None] = field(default=lambda *_: None)
 
     def put(self, tensors: Sequence[Tensor], tier: Tier, turn: Turn = Turn.LAYER) -> Ticket:
         kind = Kind.SKELETAL if turn in (Turn.LAYER, Turn.CORE) else Kind.STORED
         for tensor in tensors:
-            self.on_put(tensor, kind)
+            self.on_put(tensor, kind, turn is Turn.PRE)
         return TensorStore.put(self, tensors, tier, turn)

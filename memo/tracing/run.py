@@ -76,9 +76,10 @@ def run_step(
         MemoError: for a model whose code looks at values.
     """
     while True:
-        calls = Calls(Recorder())
+        recorder = Recorder()
+        calls = Calls(recorder)
         try:
-            return _run(modes, model, request, placement, calls)
+            return _run(modes, model, request, placement, calls, recorder)
         except SplitError as error:
             kind = calls.cuts[-1][0]
             if not modes[kind].is_tiled:
@@ -96,12 +97,13 @@ def _run(
     request: Request,
     placement: Placement,
     calls: Calls,
+    recorder: Recorder,
 ) -> Run:
-    recorder, root = calls.recorder, _root(model)
-    runtime = _runtime(modes, root, request, placement, calls)
+    root = _root(model)
+    runtime = traced_runtime(modes, root, request, placement, calls)
     ids = torch.zeros((request.batch, request.tokens), dtype=torch.int64)
     labels = torch.zeros_like(ids)
-    with settled(runtime.loss_tiles), _installed(root, runtime), recorder:
+    with settled(runtime.loss_tiles), installed(root, runtime), recorder:
         recorder.know((*model.parameters(), *model.buffers(), ids, labels))
         base_bytes = sum(storage.size_bytes for storage in recorder.tape.storages)
         calls.cut(EMBEDDING, Pass.FORWARD, Segment.EMBEDDING)
@@ -130,13 +132,16 @@ def _cuts(calls: Calls) -> list[Cut]:
     return [*(cut for cut in cuts[:last] if cut.part), head, *cuts[last + 1 :]]
 
 
-def _runtime(
+def traced_runtime(
     modes: dict[str, LayerMode],
     root: nn.Module,
     request: Request,
     placement: Placement,
     calls: Calls,
+    *,
+    is_fake: bool = True,
 ) -> TracedRuntime:
+    """The runtime that tells `calls` what it does."""
     layers = find_layers(root)
     samples: dict[str, WrappedLayer] = {}
     for layer in layers:
@@ -158,11 +163,13 @@ def _runtime(
         device_kind=request.device_kind,
         sequence_parallel=request.sequence_parallel,
         everything=request.everything,
+        is_fake=is_fake,
     )
 
 
 @contextmanager
-def _installed(root: nn.Module, runtime: TracedRuntime) -> Iterator[None]:
+def installed(root: nn.Module, runtime: TracedRuntime) -> Iterator[None]:
+    """`root` runs by `runtime` inside."""
     register()
     entries = [Entry(owner, runtime) for owner in _owners(root, runtime.layers)]
     for entry in entries:

@@ -21,7 +21,7 @@ from memo.runtime import Runtime, WrappedLayer
 from memo.tiling import auto_tile_tokens, holds_pre
 from memo.tracing.exchanged import ExchangedCore
 from memo.tracing.fused import FusedCore
-from memo.tracing.marks import MarkedCore, MarkedSplit, MarkedTiles, MarkingStore
+from memo.tracing.marks import Listener, MarkedCore, MarkedSplit, MarkedTiles, MarkingStore
 from memo.tracing.settled import NoReplay
 from offload import (
     Core,
@@ -34,7 +34,6 @@ from offload import (
     spread_placements,
 )
 from planner.trace.contracts import Kind, Pass, Segment
-from planner.trace.recorder import Recorder
 from planner.trace.sampling import Sample
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -46,12 +45,13 @@ class Calls:
     began.
     """
 
-    recorder: Recorder
+    recorder: Listener
     cuts: list[tuple[str, Pass, int]] = field(default_factory=list)
     kinds: dict[int, Kind] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
     stored: dict[tuple[str, int], int] = field(default_factory=dict)
+    stored_pre: dict[tuple[str, int], int] = field(default_factory=dict)
     tile: tuple[str, int] = ("", 0)
 
     def cut(self, part: str, direction: Pass, segment: Segment) -> None:
@@ -59,17 +59,23 @@ class Calls:
         self.recorder.segment, self.recorder.direction = segment, direction
         self.cuts.append((part, direction, self.recorder.tape.now))
 
-    def mark(self, tensor: Tensor, kind: Kind) -> None:
+    def mark(self, tensor: Tensor, kind: Kind, is_for_pre: bool) -> None:
+        """What a storage is that the runtime holds for backward."""
         storage = self.recorder.storage_of(tensor)
         if storage is None or storage.id in self.kinds:
             return
         self.kinds[storage.id] = kind
         if kind is Kind.STORED:
-            self.stored[self.tile] = self.stored.get(self.tile, 0) + storage.size_bytes
+            for sums in (self.stored, self.stored_pre)[: 1 + is_for_pre]:
+                sums[self.tile] = sums.get(self.tile, 0) + storage.size_bytes
 
     def stored_bytes(self, kind: str) -> int:
         """Of the first tile of a layer of this kind, which is as long as any."""
         return self.stored.get((kind, 0), 0)
+
+    def stored_pre_bytes(self, kind: str) -> int:
+        """As `stored_bytes`, of what backward wants with `pre` alone."""
+        return self.stored_pre.get((kind, 0), 0)
 
     def id_of(self, tensor: Tensor) -> int:
         storage = self.recorder.storage_of(tensor)
@@ -82,7 +88,8 @@ class TracedRuntime(Runtime):
     """`samples` are the layers that are run, one of each kind; all others hand on what they get.
 
     `device_kind`: whose tile sizes and attention kernels are traced; `sequence_parallel`: ranks
-    that share a sequence, of which this is one; `everything`: every tile.
+    that share a sequence, of which this is one; `everything`: every tile; `is_fake`: tensors are,
+    and kernels of CUDA are stood in for.
     """
 
     calls: Calls = field(kw_only=True)
@@ -90,16 +97,17 @@ class TracedRuntime(Runtime):
     device_kind: DeviceKind = field(kw_only=True)
     sequence_parallel: int = field(kw_only=True, default=1)
     everything: bool = field(kw_only=True, default=False)
+    is_fake: bool = field(kw_only=True, default=True)
     _tuple_lengths: dict[str, int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         Runtime.__post_init__(self)
         self.store = MarkingStore(None, len(self.layers), on_put=self.calls.mark)
-        cuda = self.device_kind == "cuda"
-        self.core = FusedCore(self.store) if cuda else AttentionCore(self.store)
+        stands_in = self.is_fake and self.device_kind == "cuda"
+        self.core = FusedCore(self.store) if stands_in else AttentionCore(self.store)
 
     @property
-    def recorder(self) -> Recorder:
+    def recorder(self) -> Listener:
         return self.calls.recorder
 
     def run_layer(

@@ -131,6 +131,9 @@ def _layer(kind: str, request: Request, runs: dict[Placement, Run]) -> LayerTrac
         stored_bytes=runs[Placement.KEEP].runtime.calls.stored_bytes(kind)
         if is_tiled
         else need_of(kept.forward).left_bytes - need_of(recomputed.forward).left_bytes,
+        stored_pre_bytes=runs[Placement.KEEP].runtime.calls.stored_pre_bytes(kind)
+        if is_tiled
+        else 0,
         parameters=sum(p.numel() for p in params),
         parameter_bytes=sum(map(_nbytes, params)),
         gradient_bytes=_gradient_bytes(recomputed),

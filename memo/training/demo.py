@@ -40,6 +40,7 @@ from memo.training.models import (
     PACKAGED_MODEL,
     ModelSource,
     check_fit,
+    check_wrap_options,
     choose_dtype,
     find_model,
     load_config,
@@ -123,6 +124,7 @@ def run_demo(
 
     Raises: RefusedInputError on what can't be read or used.
     """
+    check_wrap_options(settings.wrap)
     settings.output.mkdir(parents=True, exist_ok=True)
     # In the output folder: /tmp is often memory, which is what we measure.
     with TemporaryDirectory(dir=settings.output, prefix=".prepared-") as folder:

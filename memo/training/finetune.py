@@ -35,6 +35,7 @@ from memo.training.data import Windows, encode, find_files, read_documents
 from memo.training.loop import run_step
 from memo.training.models import (
     check_fit,
+    check_wrap_options,
     choose_device,
     choose_dtype,
     find_model,
@@ -51,7 +52,9 @@ OnNote = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a finished run leaves: where the model is, and the runtime's own account."""
+    """What a finished run leaves: where the model is, how many steps were trained now, and the
+    runtime's own account of them.
+    """
 
     output: Path
     steps: int
@@ -67,6 +70,7 @@ class Run:
     def __init__(self, settings: TrainSettings, *, on_note: OnNote) -> None:
         self.settings = settings
         _check_output(settings)
+        check_wrap_options(settings.wrap)
         find_files(settings.data, glob=settings.glob)
         device = choose_device(settings.device)
         dtype = choose_dtype(_wanted_dtype(settings), device)

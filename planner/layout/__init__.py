@@ -2,8 +2,9 @@
 
 Read `contracts.py` first, then `portfolio.py` for the order of the stages. Four things are kept
 apart: a problem, a layout, the solvers (`greedy.py`, `minimise.py` over `search.py`, `mip.py`), and
-`validator.py`, which knows nothing of them and passes every result. `two_level.py` lays out a step
-with each layer as one block; `table.py` reads and writes minimalloc's CSV.
+`validator.py`, which knows nothing of them and passes every result. `two_level.py` lays out a
+`step.py` with most layers as one block each, which `cutting.py` cuts; `table.py` reads and writes
+minimalloc's CSV.
 """
 
 from planner.layout.contracts import (
@@ -18,14 +19,14 @@ from planner.layout.contracts import (
     Solution,
 )
 from planner.layout.portfolio import TIME_LIMIT_S, solve
+from planner.layout.step import Step, Use
 from planner.layout.table import TableError, read_problem, write_layout
-from planner.layout.two_level import Block, TwoLevelSolution, Use, solve_two_level
+from planner.layout.two_level import TwoLevelSolution, solve_two_level
 from planner.layout.validator import violations
 
 __all__ = [
     "CUDA_ALIGNMENT_BYTES",
     "TIME_LIMIT_S",
-    "Block",
     "Buffer",
     "Fit",
     "Layout",
@@ -34,6 +35,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Solution",
+    "Step",
     "TableError",
     "TwoLevelSolution",
     "Use",

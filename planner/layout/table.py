@@ -32,10 +32,11 @@ def read_problem(path: Path, *, alignment_bytes: int = 1) -> Problem:
         TableError: when it is not such a table, or the alignment is below 1.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        buffers = _buffers(path, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise TableError(f"{path}: is not UTF-8 text") from error
-    buffers = _buffers(path, text)
+    except csv.Error as error:
+        raise TableError(f"{path}: is not a CSV table: {error}") from error
     try:
         return Problem(buffers, alignment_bytes)
     except ValueError as error:

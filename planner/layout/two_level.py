@@ -1,80 +1,66 @@
-"""MEMO's two levels: layers laid out by class, then the step with each layer as one block.
+"""MEMO's two levels: layers laid out by class, then the step with most layers as one block each.
 
-Scope: putting solved problems into a larger one, and the result's absolute offsets. Source: P. Zhao
-et al., "Memo: Fine-grained Tensor Management For Ultra-long Context LLM Training", SIGMOD 2025,
-arXiv 2407.12117, its bi-level memory planning: layers of one class are alike, so the forward and
-the backward of each are laid out once, and what is left of the step is small.
+Scope: which problems are solved on the way to a layout of a whole step, and for how long. Source:
+P. Zhao et al., "Memo: Fine-grained Tensor Management For Ultra-long Context LLM Training", SIGMOD
+2025, arXiv 2407.12117, its bi-level memory planning: layers of one class are alike, so the forward
+and the backward of each are laid out once, and what is left of the step is small.
 
 A block takes its height for as long as it lives, so two levels may end above the flat problem's
-bound; then, in what is left of the time, the flat problem is solved from there on.
+bound, by 10 per cent on traced steps. Three things are added:
 
-Times within a block are relative to the moment at which it is used; a use lives as long as its
-problem does, to the last `upper`.
+- a use that could not be a block within the bound (mostly one or two of a step, where its memory is
+  highest) is *opened*: its buffers take part in level two themselves;
+- where that is not enough, blocks are cut in time (`cutting.py`), at few moments and then at more;
+- a flat problem that is small is solved as it is, from the best layout on.
+
+Each comes only where the ones before ended above the bound.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from planner.layout.contracts import (
     CUDA_ALIGNMENT_BYTES,
     Buffer,
     Layout,
+    LayoutError,
     OnProgress,
     Problem,
     Solution,
 )
+from planner.layout.cutting import cut_blocks
 from planner.layout.portfolio import TIME_LIMIT_S, check_time_limit, solve
-from planner.layout.sections import layout_at
+from planner.layout.sections import cut_sections, layout_at
+from planner.layout.step import Step, Use, aligned
+from planner.layout.validator import violations
+
+ROUNDS: tuple[tuple[str, int | None, float], ...] = (
+    ("blocks", None, 0.25),
+    ("blocks, cut coarsely", 256, 0.4),
+    ("blocks, cut finely", 4096, 0.6),
+)
+"""Name, then the share of the bound from which on a buffer cuts blocks (one part in so many; None:
+no cuts), then the share of the time left."""
 
 LEVEL_ONE_SHARE = 0.5
-"""Of the time limit, at most, for all the blocks."""
+"""Of a round's time, at most, for all the blocks."""
 
-STEP_SHARE = 0.5
-"""Of what is then left, at most, for level two; the rest is for the flat problem."""
+MOST_FLAT_BUFFERS = 4000
+"""Of a flat problem that is solved as it is: one greedy placement of more takes seconds."""
 
 MINIMAL_S = 0.001
 """A stage that comes too late still gets one greedy placement."""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A problem and its solution, to be used as one buffer."""
-
-    problem: Problem
-    solution: Solution
-
-    @property
-    def duration(self) -> int:
-        return max((buffer.upper for buffer in self.problem.buffers), default=0)
-
-    @property
-    def alignment_bytes(self) -> int:
-        """Where the block begins must be a good offset for every buffer in it."""
-        return math.lcm(*map(self.problem.alignment_of, self.problem.buffers))
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One layer's forward or backward: the block of that name, from the moment `start` on."""
-
-    id: str
-    block: str
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
 class TwoLevelSolution:
-    """`blocks` by name are level one, `step` is level two, in which a use is a buffer with the
-    use's id. `problem` and `solution` are the whole as one flat problem, in which a buffer of a use
-    is named `use/buffer`.
+    """The whole step as one flat problem, in which a buffer of a use is named `use/buffer`, and the
+    best layout of it.
     """
 
-    blocks: Mapping[str, Block]
-    step: Solution
     problem: Problem
     solution: Solution
 
@@ -91,7 +77,8 @@ def solve_two_level(
 ) -> TwoLevelSolution:
     """Lay out each of `blocks` (times from 0), then the step of `uses` and the `buffers` that live
     across layers, at multiples of `alignment_bytes`. `time_limit_s` and `goal_bytes` are for all of
-    it, as in `solve`.
+    it, as in `solve`; beyond the limit, reading and checking a step of 40,000 buffers takes about a
+    second.
 
     Raises:
         ValueError: when a use names no block, a block begins before 0, two ids are equal, or the
@@ -99,107 +86,121 @@ def solve_two_level(
         LayoutError: when a stage made an invalid layout.
     """
     check_time_limit(time_limit_s)
-    _check(blocks, uses)
-    clock = _Clock(time_limit_s)
-    blocks = {name: _aligned(inner, alignment_bytes) for name, inner in blocks.items()}
-    problem = _flat(blocks, uses, buffers, alignment_bytes)
-    solved = _solve_blocks(blocks, clock, on_progress)
-    step = solve(
-        Problem((*buffers, *_as_buffers(solved, uses)), alignment_bytes),
-        goal_bytes=goal_bytes,
-        time_limit_s=clock.left_s(STEP_SHARE),
-        on_progress=on_progress,
-    )
-    solution = solve(
-        problem,
-        goal_bytes=goal_bytes,
-        time_limit_s=clock.left_s(),
-        known=_absolute(problem, solved, uses, step.layout),
-        on_progress=on_progress,
-    )
-    return TwoLevelSolution(solved, step, problem, replace(solution, solve_s=clock.elapsed_s()))
+    whole = {name: aligned(block, alignment_bytes) for name, block in blocks.items()}
+    step = Step(whole, tuple(uses), tuple(buffers), alignment_bytes)
+    run = _Run(step, goal_bytes, time.monotonic() + time_limit_s, on_progress)
+    for name, part, share in ROUNDS:
+        if run.is_open:
+            run.two_levels(name, part, share)
+    if run.is_open and len(run.problem.buffers) <= MOST_FLAT_BUFFERS:
+        run.flat()
+    return TwoLevelSolution(run.problem, run.solution())
 
 
-class _Clock:
-    """Shares of one time limit."""
+@dataclass(slots=True)
+class _Run:
+    """A step on its way through the rounds."""
 
-    def __init__(self, time_limit_s: float) -> None:
-        self._start_s = time.monotonic()
-        self._time_limit_s = time_limit_s
+    step: Step
+    goal_bytes: int | None
+    deadline_s: float
+    on_progress: OnProgress | None
+    problem: Problem = field(init=False)
+    lower_bytes: int = field(init=False)
+    best: Layout | None = field(init=False, default=None)
+    solver: str = field(init=False, default="")
+    start_s: float = field(init=False, default_factory=time.monotonic)
 
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._start_s
+    def __post_init__(self) -> None:
+        self.problem = self.step.flat()
+        sections = cut_sections(self.problem)
+        self.lower_bytes = sections.bound * sections.unit_bytes
 
-    def left_s(self, share: float = 1.0) -> float:
-        return max(MINIMAL_S, share * (self._time_limit_s - self.elapsed_s()))
+    @property
+    def is_open(self) -> bool:
+        """Whether a lower layout is wanted, and there is time, or none yet."""
+        if self.best is None:
+            return True
+        wanted = max(self.lower_bytes, self.goal_bytes or 0)
+        return self.best.height_bytes > wanted and time.monotonic() < self.deadline_s
 
-
-def _solve_blocks(
-    blocks: Mapping[str, Problem], clock: _Clock, on_progress: OnProgress | None
-) -> dict[str, Block]:
-    """Level one: what a block leaves of its share of the time is for the others."""
-    solved: dict[str, Block] = {}
-    for done, (name, problem) in enumerate(blocks.items()):
-        share = LEVEL_ONE_SHARE / (len(blocks) - done)
-        solution = solve(problem, time_limit_s=clock.left_s(share), on_progress=on_progress)
-        solved[name] = Block(problem, solution)
-    return solved
-
-
-def _check(blocks: Mapping[str, Problem], uses: Sequence[Use]) -> None:
-    for use in uses:
-        if use.block not in blocks:
-            raise ValueError(f"use {use.id}: no block {use.block!r}: there is {', '.join(blocks)}")
-    for name, problem in blocks.items():
-        begun = min((buffer.lower for buffer in problem.buffers), default=0)
-        if begun < 0:
-            raise ValueError(f"block {name}: begins at {begun}: it takes times from 0 on")
-
-
-def _aligned(problem: Problem, alignment_bytes: int) -> Problem:
-    """Return the problem with what the step asks of every offset, too."""
-    return replace(problem, alignment_bytes=math.lcm(problem.alignment_bytes, alignment_bytes))
-
-
-def _flat(
-    blocks: Mapping[str, Problem],
-    uses: Sequence[Use],
-    buffers: Sequence[Buffer],
-    alignment_bytes: int,
-) -> Problem:
-    """The whole step as one problem."""
-    inner = [
-        Buffer(
-            f"{use.id}/{buffer.id}",
-            use.start + buffer.lower,
-            use.start + buffer.upper,
-            buffer.size_bytes,
-            blocks[use.block].alignment_of(buffer),
+    def two_levels(self, name: str, part: int | None, share: float) -> None:
+        step = self.step
+        if part is not None:
+            step = cut_blocks(step, max(1, self.lower_bytes // part))
+        time_s = self._left_s(share)
+        blocks = self._level_one(step, time_s * LEVEL_ONE_SHARE)
+        opened = _too_high(step, _heights(blocks), self.lower_bytes)
+        two = solve(
+            step.reduced(_heights(blocks), opened),
+            goal_bytes=max(self.lower_bytes, self.goal_bytes or 0),
+            time_limit_s=time_s,
+            on_progress=self.on_progress,
         )
-        for use in uses
-        for buffer in blocks[use.block].buffers
-    ]
-    return Problem((*buffers, *inner), alignment_bytes)
+        self._offer(_absolute(self.problem, step, blocks, two.layout), f"{name}: {two.solver}")
+
+    def flat(self) -> None:
+        """Solve the whole as it is, which may also prove that nothing is lower."""
+        found = solve(
+            self.problem,
+            goal_bytes=self.goal_bytes,
+            time_limit_s=self._left_s(1.0),
+            known=self.best,
+            on_progress=self.on_progress,
+        )
+        self.lower_bytes = found.lower_bound_bytes
+        if found.optimal:  # by a proof, perhaps, and not by a lower layout
+            self.best, self.solver = found.layout, f"flat: {found.solver}"
+        self._offer(found.layout, f"flat: {found.solver}")
+
+    def solution(self) -> Solution:
+        """What was found, once the validator has passed it."""
+        assert self.best is not None
+        found = violations(self.problem, self.best)
+        if found:
+            raise LayoutError(f"{self.solver} made an invalid layout: {found[0]}")
+        return Solution(self.best, self.lower_bytes, self.solver, time.monotonic() - self.start_s)
+
+    def _level_one(self, step: Step, time_s: float) -> dict[str, Solution]:
+        """What a block leaves of its share of the time is for the others."""
+        end_s = time.monotonic() + time_s
+        solved: dict[str, Solution] = {}
+        for done, (name, problem) in enumerate(step.blocks.items()):
+            share_s = max(MINIMAL_S, (end_s - time.monotonic()) / (len(step.blocks) - done))
+            solved[name] = solve(problem, time_limit_s=share_s, on_progress=self.on_progress)
+        return solved
+
+    def _offer(self, layout: Layout, solver: str) -> None:
+        if self.best is None or layout.height_bytes < self.best.height_bytes:
+            self.best, self.solver = layout, solver
+
+    def _left_s(self, share: float) -> float:
+        return max(MINIMAL_S, share * (self.deadline_s - time.monotonic()))
 
 
-def _as_buffers(blocks: Mapping[str, Block], uses: Sequence[Use]) -> Iterator[Buffer]:
-    for use in uses:
-        block = blocks[use.block]
-        if block.problem.buffers:
-            stop = use.start + block.duration
-            height_bytes = block.solution.height_bytes
-            yield Buffer(use.id, use.start, stop, height_bytes, block.alignment_bytes)
+def _heights(blocks: Mapping[str, Solution]) -> dict[str, int]:
+    return {name: solution.height_bytes for name, solution in blocks.items()}
+
+
+def _too_high(step: Step, heights_bytes: Mapping[str, int], most_bytes: int) -> set[str]:
+    """Uses that, as blocks, and what lives beside them are more than `most_bytes` at a moment."""
+    reduced = step.reduced(heights_bytes)
+    sections = cut_sections(reduced)
+    over = sections.totals * sections.unit_bytes > most_bytes
+    names = {use.id for use in step.uses}
+    ranges = zip(reduced.buffers, sections.first.tolist(), sections.last.tolist(), strict=True)
+    return {b.id for b, first, last in ranges if b.id in names and over[first:last].any()}
 
 
 def _absolute(
-    problem: Problem, blocks: Mapping[str, Block], uses: Sequence[Use], step: Layout
+    problem: Problem, step: Step, blocks: Mapping[str, Solution], found: Layout
 ) -> Layout:
-    """Return the flat problem's layout in which each buffer lies in its block."""
-    offsets = {}
-    names = {use.id for use in uses}
-    for use in uses:
-        inner = blocks[use.block].solution.layout.offsets_bytes
-        for name, offset in inner.items():
-            offsets[f"{use.id}/{name}"] = step.offsets_bytes[use.id] + offset
-    outer = {name: at for name, at in step.offsets_bytes.items() if name not in names}
-    return layout_at(problem, {**outer, **offsets})
+    """The flat problem's layout in which each buffer lies in its block."""
+    offsets = dict(found.offsets_bytes)
+    for use in step.uses:
+        start = offsets.pop(use.id, None)
+        if start is None:  # opened, or empty
+            continue
+        inner = blocks[use.block].layout.offsets_bytes
+        offsets |= {use.name_of(name): start + offset for name, offset in inner.items()}
+    return layout_at(problem, offsets)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.contracts import SwapPlan, Tier
+from planner.contracts import Lane, SwapPlan, Tier
 from planner.schedule.contracts import Schedule
 from planner.schedule.simulation import simulate
 from planner.swap.contracts import Budgets, Rates, StepCost
+from planner.swap.preference import Effort, preferred
 from planner.swap.solving import Search, SwapSolution, missing_bytes, solve_swap
 from planner.swap.variables import Rules
 
@@ -58,24 +59,30 @@ def plan_step(
     rules: Rules | None = None,
     search: Search | None = None,
 ) -> Simulated | None:
-    """The shortest simulated step over all `costs`, which are one step at several tile sizes; None
-    when none fits.
+    """The shortest simulated step over all `costs`, which are one step at several tile sizes, or
+    one that is hardly longer and writes less (`Search.tolerance`); None when none fits.
 
     Raises:
         SolverError: when no solver is there, or it failed.
     """
-    best: Simulated | None = None
+    found_all: list[Simulated] = []
+    search = search or Search()
     for cost in costs:
         for held_layers in _HELD_LAYERS:
             chosen = replace(rules or Rules(), held_layers=held_layers)
-            found = _fitting(cost, rates, budgets, chosen, search or Search())
+            found = _fitting(cost, rates, budgets, chosen, search)
             if found is None:
                 continue
-            if best is None or found.schedule.step_s < best.schedule.step_s:
-                best = found
-            if found.gap <= _CLOSE or budgets.in_flight_bytes is not None:
+            found_all.append(found)
+            if found.gap <= _CLOSE + search.allowed_gap or budgets.in_flight_bytes is not None:
                 break
-    return best
+    return preferred(found_all, effort, search.tolerance) if found_all else None
+
+
+def effort(found: Simulated) -> Effort:
+    """Of a simulated step."""
+    step_s, written_bytes = found.schedule.step_s, found.schedule.moved_bytes[Lane.SSD_WRITE]
+    return Effort(step_s, written_bytes, step_s * (1 - found.gap))
 
 
 def missing_for_step(

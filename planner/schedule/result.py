@@ -5,9 +5,29 @@ Scope: naming figures. Nothing is computed that the schedule does not say.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.contracts import Lane, Plan, Predictions, Workload
 from planner.hardware.contracts import Hardware
+from planner.schedule.contracts import Schedule
 from planner.schedule.planning import Simulated
+
+
+def predictions_of(schedule: Schedule, workload: Workload) -> Predictions:
+    """What a simulated step of the workload predicts; whatever the schedule does not know is left
+    open.
+    """
+    return Predictions(
+        step_s=schedule.step_s,
+        compute_s=schedule.compute_s,
+        recompute_s=schedule.recompute_s,
+        exposed_s=schedule.exposed_s,
+        mfu=schedule.mfu,
+        tokens_per_s=workload.step_tokens / schedule.step_s,
+        peak_bytes=schedule.peak_bytes,
+        moved_bytes=schedule.moved_bytes,
+        ssd_written_bytes_per_step=schedule.moved_bytes[Lane.SSD_WRITE],
+    )
 
 
 def plan_of(
@@ -23,17 +43,8 @@ def plan_of(
     Raises:
         ValueError: when the workload has another number of layers than what was planned.
     """
-    schedule = found.schedule
-    predictions = Predictions(
-        step_s=schedule.step_s,
-        compute_s=schedule.compute_s,
-        recompute_s=schedule.recompute_s,
-        exposed_s=schedule.exposed_s,
-        mfu=schedule.mfu,
-        tokens_per_s=workload.step_tokens / schedule.step_s,
-        peak_bytes=schedule.peak_bytes,
-        moved_bytes=schedule.moved_bytes,
-        ssd_written_bytes_per_step=schedule.moved_bytes[Lane.SSD_WRITE],
+    predictions = replace(
+        predictions_of(found.schedule, workload),
         binding=binding,
         gap=found.gap,
         longest_tokens=longest_tokens,

@@ -22,7 +22,7 @@ from planner.schedule.memory import Memory
 from planner.schedule.parcels import Parcel, Turn
 from planner.schedule.staging import Staging
 from planner.schedule.transfers import Transfers
-from planner.swap.contracts import LayerCost, PartCost, Rates, StepCost
+from planner.swap.contracts import LayerCost, PartCost, Rates, SegmentBytes, StepCost
 from planner.swap.groups import spread
 
 _TIER = {Placement.KEEP: Tier.DEVICE, Placement.HOST: Tier.HOST, Placement.SSD: Tier.SSD}
@@ -114,8 +114,8 @@ class _Simulation:
         with self._live(cost.forward_live.core_bytes):
             self.compute.run(cost.forward.core_s)
         stored.o = self._save_skeletal(cost.o_bytes, swap.o)
-        with self._live(cost.forward_live.post_bytes):
-            for index, placement in enumerate(spread(swap.tiles)):
+        for index, placement in enumerate(spread(swap.tiles)):
+            with self._live(_tile_live_bytes(cost, cost.forward_live, index, placement)):
                 self._forward_tile(cost, stored, index, placement)
         self.memory.take(Tier.DEVICE, self.compute.now_s, kept_skeletal_bytes(cost, swap))
         self.transfers.close_group()
@@ -148,10 +148,10 @@ class _Simulation:
                 self.transfers.drop(skeletal)
         self.memory.give_back(Tier.DEVICE, self.compute.now_s, kept_skeletal_bytes(cost, swap))
         placements = spread(swap.tiles)
-        recompute, backward, live = cost.recompute, cost.backward, cost.backward_live
-        with self._live(live.post_bytes):
-            seconds = (recompute.post_s, backward.post_s)
-            self._backward_tiles(cost, stored, placements, Turn.POST, seconds)
+        recompute, backward = cost.recompute, cost.backward
+        live = cost.backward_live.of(is_stored=Placement.RECOMPUTE not in placements)
+        seconds = (recompute.post_s, backward.post_s)
+        self._backward_tiles(cost, stored, placements, Turn.POST, seconds)
         with self._live(live.core_bytes):
             self.compute.run(backward.core_s)
         with self._live(live.pre_bytes):
@@ -168,20 +168,35 @@ class _Simulation:
         turn: Turn,
         seconds: tuple[float, float],
     ) -> None:
-        again_s, backward_s = seconds
         for index, placement in enumerate(placements):
-            weight, parcel = _weight(cost, index), stored.tiles.get((index, turn))
-            if placement is Placement.RECOMPUTE:
-                self.compute.run(again_s * weight)
-                self.recompute_s += again_s * weight
-            if parcel is not None:
-                self.transfers.load(parcel)
-            self.compute.run(backward_s * weight)
-            if parcel is not None:
-                self.transfers.drop(parcel)
-            if placement is Placement.KEEP:
-                size_bytes = _tile_bytes(cost, index, turn)
+            live_bytes = _tile_live_bytes(cost, cost.backward_live, index, placement)
+            with self._live(live_bytes if turn is Turn.POST else 0):
+                self._backward_tile(
+                    cost, stored.tiles.get((index, turn)), index, placement, seconds
+                )
+            if placement is Placement.KEEP and turn is Turn.PRE:  # its graph is whole until then
+                size_bytes = sum(_tile_bytes(cost, index, t) for t in (Turn.POST, Turn.PRE))
                 self.memory.give_back(Tier.DEVICE, self.compute.now_s, size_bytes)
+
+    def _backward_tile(
+        self,
+        cost: LayerCost,
+        parcel: Parcel | None,
+        index: int,
+        placement: Placement,
+        seconds: tuple[float, float],
+    ) -> None:
+        (again_s, backward_s), weight = seconds, _weight(cost, index)
+        if placement is Placement.RECOMPUTE:
+            self.compute.run(again_s * weight)
+            self.recompute_s += again_s * weight
+        if parcel is not None:
+            self.transfers.load(parcel)
+            self.memory.take(Tier.DEVICE, self.compute.now_s, parcel.size_bytes)
+        self.compute.run(backward_s * weight)
+        if parcel is not None:
+            self.memory.give_back(Tier.DEVICE, self.compute.now_s, parcel.size_bytes)
+            self.transfers.drop(parcel)
 
     # ---- memory, marks and sums ----
 
@@ -219,6 +234,12 @@ def kept_skeletal_bytes(cost: LayerCost, swap: LayerSwap) -> int:
     """Bytes of x and o that stay on the device."""
     x_bytes = cost.x_bytes if swap.x is Tier.DEVICE else 0
     return x_bytes + (cost.o_bytes if swap.o is Tier.DEVICE else 0)
+
+
+def _tile_live_bytes(cost: LayerCost, live: SegmentBytes, index: int, placement: Placement) -> int:
+    """Of `post` while a tile of this placement runs."""
+    own = live.of(is_stored=placement is not Placement.RECOMPUTE)
+    return own.tile_bytes(is_last=index == cost.tiles - 1 > 0)
 
 
 def _weight(cost: LayerCost, index: int) -> float:

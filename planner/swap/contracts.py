@@ -31,16 +31,29 @@ class SegmentTimes:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentBytes:
     """The most device bytes that are live while a segment of one layer runs, and go with it: what
-    is stored of other layers or tiles is not among them, the layer's own x and o are.
+    is stored of other layers or tiles is not among them, the layer's own x and o are. `last_bytes`:
+    of `post` while its last, shorter tile runs (None: as `post_bytes`). `stored`: the same of a
+    layer whose tiles are all stored, beyond what they store (None: as of one that recomputes them).
     """
 
     pre_bytes: int = 0
     core_bytes: int = 0
     post_bytes: int = 0
+    last_bytes: int | None = None
+    stored: SegmentBytes | None = None
 
     def __post_init__(self) -> None:
         check_at_least(0, pre_bytes=self.pre_bytes, core_bytes=self.core_bytes)
-        check_at_least(0, post_bytes=self.post_bytes)
+        check_at_least(0, post_bytes=self.post_bytes, last_bytes=self.last_bytes or 0)
+
+    def tile_bytes(self, *, is_last: bool) -> int:
+        """Of `post` while one of its tiles runs."""
+        short = self.last_bytes if is_last else None
+        return self.post_bytes if short is None else short
+
+    def of(self, *, is_stored: bool) -> SegmentBytes:
+        """Where tiles are stored, or where they are not."""
+        return self.stored if is_stored and self.stored is not None else self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ disks it shares with the others.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from planner.contracts import Tier, check_at_least
@@ -17,10 +17,10 @@ from planner.swap.contracts import (
     LayerCost,
     PartCost,
     Rates,
-    SegmentBytes,
     SegmentTimes,
     StepCost,
 )
+from planner.swap.live import live_in
 from planner.trace.contracts import (
     Block,
     Kind,
@@ -28,10 +28,11 @@ from planner.trace.contracts import (
     OperationCost,
     PartTrace,
     Pass,
+    Phase,
     Segment,
     StepTrace,
 )
-from planner.trace.live import live_bytes, need_of
+from planner.trace.live import need_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,8 @@ class Extras:
     """What a trace does not know. `resident_bytes`: model states by tier, parameters and inputs
     included; None: the trace's parameters, buffers and inputs. `gradient_share`: what part of its
     gradients a rank keeps on its device once they are made (ZeRO-2 and 3: one of all ranks; 0 where
-    they go to the host at once). `exchange` by layer class.
+    they go to the host at once). `exchange` by layer class. `slowness`: how many times as long as
+    the hardware's rates say a phase takes, where that was measured; 1 elsewhere.
     """
 
     resident_bytes: Mapping[Tier, int] | None = None
@@ -60,6 +62,7 @@ class Extras:
     optimizer_live_bytes: int = 0
     gradient_share: float = 1.0
     exchange: Mapping[str, Exchange] = field(default_factory=dict)
+    slowness: Mapping[Phase, float] = field(default_factory=dict)
 
 
 def rates_of(hardware: Hardware, dtype: str, *, sharing: int | None = None) -> Rates:
@@ -94,15 +97,19 @@ def step_cost(trace: StepTrace, hardware: Hardware, extras: Extras | None = None
         ValueError: when the hardware has no rate for the trace's dtype, or an exchange is asked for
             and it has no link.
     """
-    extras, clock = extras or Extras(), Clock(hardware, trace.dtype)
-    classes = {layer.name: layer_cost(layer, clock, extras) for layer in trace.layers}
+    extras = extras or Extras()
+    clock = Clock(hardware, trace.dtype, extras.slowness)
+    passing_bytes = _passing_bytes(trace)
+    classes = {
+        layer.name: layer_cost(layer, clock, extras, passing_bytes) for layer in trace.layers
+    }
     resident = {Tier.DEVICE: trace.base_bytes}
     hidden_bytes = trace.layers[-1].x_bytes
     return StepCost(
         tile_tokens=min(layer.tile_tokens for layer in trace.layers),  # whole layers are one tile
         layers=tuple(classes[name] for name in trace.order),
-        embedding=_part(trace.embedding, clock, extras, 0),
-        head=_part(trace.head, clock, extras, hidden_bytes),
+        embedding=_part("embedding", trace.embedding, clock, extras, 0),
+        head=_part("head", trace.head, clock, extras, hidden_bytes, passing_bytes),
         optimizer_s=extras.optimizer_s,
         optimizer_live_bytes=extras.optimizer_live_bytes,
         resident_bytes=resident if extras.resident_bytes is None else extras.resident_bytes,
@@ -134,23 +141,27 @@ def model_flops(trace: StepTrace) -> float:
 @dataclass(frozen=True, slots=True)
 class Clock:
     """What operations take on one device: as long as its matmul units or its memory are busy,
-    whichever is longer (the roofline, Williams et al. 2009).
+    whichever is longer (the roofline, Williams et al. 2009), times the `slowness` of their phase.
     """
 
     hardware: Hardware
     dtype: str
+    slowness: Mapping[Phase, float] = field(default_factory=dict)
 
     def seconds(self, operation: OperationCost) -> float:
         """Of one operation."""
         compute_s = operation.flops / (self.hardware.peak(self.dtype) * self._share(operation))
         return max(compute_s, operation.bytes / self.hardware.device_bytes_per_s)
 
-    def by_phase(self, block: Block) -> dict[tuple[Segment, Pass], float]:
-        """Of a block, repeats included."""
+    def by_phase(self, part: str, block: Block) -> dict[tuple[Segment, Pass], float]:
+        """Of a part's block, repeats included."""
         sums: dict[tuple[Segment, Pass], float] = defaultdict(float)
         for operation, times in repeated(block):
             sums[operation.segment, operation.direction] += times * self.seconds(operation)
-        return sums
+        return {
+            (segment, direction): seconds * self.slowness.get((part, segment, direction), 1.0)
+            for (segment, direction), seconds in sums.items()
+        }
 
     def exchange_s(self, size_bytes: int) -> float:
         """Of bytes that go to peers.
@@ -174,11 +185,35 @@ class Clock:
         return efficiency.attention_forward
 
 
-def layer_cost(layer: LayerTrace, clock: Clock, extras: Extras) -> LayerCost:
-    """Of one layer. One that runs whole is one tile whose core is no segment of its own."""
+def slowness_of(
+    trace: StepTrace, measured_s: Mapping[Phase, float], hardware: Hardware
+) -> dict[Phase, float]:
+    """What `Extras.slowness` takes, from the seconds that each phase of the traced step took, all
+    tiles recomputed. Phases that the hardware's rates give no time are left out.
+    """
+    clock, found = Clock(hardware, trace.dtype), dict[Phase, float]()
+    parts = {layer.name: layer.recomputed for layer in trace.layers}
+    for name, part in {**parts, "embedding": trace.embedding, "head": trace.head}.items():
+        sums: dict[tuple[Segment, Pass], float] = defaultdict(float)
+        for block in (part.forward, part.backward):
+            for phase, seconds in clock.by_phase(name, block).items():
+                sums[phase] += seconds
+        for (segment, direction), seconds in sums.items():
+            took_s = measured_s.get((name, segment, direction))
+            if seconds and took_s is not None:
+                found[name, segment, direction] = took_s / seconds
+    return found
+
+
+def layer_cost(
+    layer: LayerTrace, clock: Clock, extras: Extras, passing_bytes: int = 0
+) -> LayerCost:
+    """Of one layer. One that runs whole is one tile whose core is no segment of its own.
+    `passing_bytes` are live beside it in forward.
+    """
     exchange = extras.exchange.get(layer.name, Exchange())
-    forward = clock.by_phase(layer.recomputed.forward)
-    backward = clock.by_phase(layer.recomputed.backward)
+    forward = clock.by_phase(layer.name, layer.recomputed.forward)
+    backward = clock.by_phase(layer.name, layer.recomputed.backward)
     last_tokens = layer.tokens - (layer.tiles - 1) * layer.tile_tokens
     return LayerCost(
         name=layer.name,
@@ -190,10 +225,11 @@ def layer_cost(layer: LayerTrace, clock: Clock, extras: Extras) -> LayerCost:
         x_bytes=layer.x_bytes,
         o_bytes=layer.o_bytes,
         tile_bytes=layer.stored_bytes,
+        tile_pre_bytes=layer.stored_pre_bytes,
         gradient_bytes=round(layer.gradient_bytes * extras.gradient_share),
-        forward_live=_live(layer.recomputed.forward, layer.x_bytes),
+        forward_live=live_in(layer, Pass.FORWARD, layer.x_bytes + passing_bytes),
         # x, o and the gradient of y, which is as large as x, are there when it begins.
-        backward_live=_live(layer.recomputed.backward, 2 * layer.x_bytes + layer.o_bytes),
+        backward_live=live_in(layer, Pass.BACKWARD, 2 * layer.x_bytes + layer.o_bytes),
     )
 
 
@@ -225,16 +261,33 @@ def _recompute(sums: Mapping[tuple[Segment, Pass], float]) -> SegmentTimes:
     return SegmentTimes(pre_s=times.pre_s, post_s=times.core_s + times.post_s)
 
 
-def _part(part: PartTrace, clock: Clock, extras: Extras, start_bytes: int) -> PartCost:
-    """`start_bytes` are there when the part begins, and go with it."""
+def _passing_bytes(trace: StepTrace) -> int:
+    """What the model makes before its layers, and lets go after them and before the loss."""
+    return sum(a.size_bytes for a in trace.head.forward.allocations if a.kind is Kind.INPUT)
+
+
+def _part(
+    name: str,
+    part: PartTrace,
+    clock: Clock,
+    extras: Extras,
+    start_bytes: int,
+    passing_bytes: int = 0,
+) -> PartCost:
+    """`start_bytes` are there when the part begins, and go with it; `passing_bytes` go in its
+    forward.
+    """
     forward, backward = need_of(part.forward), need_of(part.backward)
     allocations = (*part.forward.allocations, *part.backward.allocations)
     gradient_bytes = sum(a.size_bytes for a in allocations if _is_left(a.kind, a.freed))
-    held_bytes = start_bytes + max(0, forward.left_bytes)
+    # A weight that is the embedding's too has its gradient in two parts; that of x goes on.
+    handed = (a for a in part.backward.allocations if a.kind is Kind.OUTPUT and a.freed is None)
+    gradient_bytes += max(0, sum(a.size_bytes for a in handed) - start_bytes)
+    held_bytes = start_bytes + max(0, forward.left_bytes + passing_bytes)
     return PartCost(
-        forward_s=sum(clock.by_phase(part.forward).values()),
-        backward_s=sum(clock.by_phase(part.backward).values()),
-        forward_live_bytes=start_bytes + forward.peak_bytes,
+        forward_s=sum(clock.by_phase(name, part.forward).values()),
+        backward_s=sum(clock.by_phase(name, part.backward).values()),
+        forward_live_bytes=start_bytes + passing_bytes + forward.peak_bytes,
         backward_live_bytes=held_bytes + backward.peak_bytes,
         gradient_bytes=round(gradient_bytes * extras.gradient_share),
     )
@@ -242,37 +295,3 @@ def _part(part: PartTrace, clock: Clock, extras: Extras, start_bytes: int) -> Pa
 
 def _is_left(kind: Kind, freed: int | None) -> bool:
     return kind is Kind.GRADIENT and freed is None
-
-
-def _live(block: Block, start_bytes: int) -> SegmentBytes:
-    """The most that is live in each segment; `start_bytes` of it when the block begins."""
-    peaks: dict[Segment, int] = defaultdict(int)
-    for operation, live in _expanded(block):
-        peaks[operation.segment] = max(peaks[operation.segment], start_bytes + live)
-    whole = (peaks[segment] for segment in Segment if segment not in (Segment.PRE, Segment.CORE))
-    return SegmentBytes(
-        pre_bytes=peaks[Segment.PRE],
-        core_bytes=peaks[Segment.CORE],
-        post_bytes=max(whole),
-    )
-
-
-def _expanded(block: Block) -> Iterator[tuple[OperationCost, int]]:
-    """Traced operations with what is live during them beyond the start; those of a tile that stands
-    for others twice, as in the first and as in the last of these.
-    """
-    during, before = live_bytes(block)
-    shift = at = 0
-    for repeat in block.repeats:
-        yield from _shifted(block, during, range(at, repeat.stop), shift)
-        shift += repeat.times * (before[repeat.stop] - before[repeat.start])
-        yield from _shifted(block, during, range(repeat.start, repeat.stop), shift)
-        at = repeat.stop
-    yield from _shifted(block, during, range(at, len(during)), shift)
-
-
-def _shifted(
-    block: Block, during: list[int], indices: Iterable[int], shift: int
-) -> Iterator[tuple[OperationCost, int]]:
-    for index in indices:
-        yield block.operations[index], during[index] + shift

@@ -29,6 +29,14 @@ MOVING_COST = 1e-4
 that moves least, and least to the slower tier. Moving pays when it saves more than a ten-thousandth
 of its time."""
 
+WRITING_COST = 1e3
+"""Where what is written to the SSD is minimised: that a GiB to it counts as so many to the host, so
+that least is written first, and then least is moved."""
+
+LOSING_COST = 1e-2
+"""There, that a second lost counts as so many GiB to the host: of plans that write and move as
+little, the fastest."""
+
 _OUTWARD = (Lane.D2H, Lane.SSD_WRITE)
 _INWARD = (Lane.H2D, Lane.SSD_READ)
 _TIERS = {
@@ -57,6 +65,7 @@ class Program:
     staging: pulp.LpVariable = field(init=False)
     uses_ssd: pulp.LpVariable = field(init=False)
     waits: list[pulp.LpVariable] = field(init=False, default_factory=list)
+    most_lost: pulp.LpVariable | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.problem = pulp.LpProblem("swap", pulp.LpMinimize)
@@ -80,17 +89,46 @@ class Program:
 
     def minimise_step(self) -> None:
         """Seconds of recomputation and of waiting."""
-        moving = [
-            MOVING_COST * GIB / self.rates.of(lane) * variables.stored(*_TIERS[lane])
-            for lane in self._lanes(_OUTWARD + _INWARD)
-            for variables in self.variables
-        ]
-        self.problem.setObjective(pulp.lpSum([self._lost(), *moving]))
+        self.problem.setObjective(self._step())
+
+    def minimise_writing(self, most_lost_s: float) -> None:
+        """GiB written to the SSD, then GiB moved, then seconds, at most so many of them lost."""
+        if self.most_lost is None:
+            self.most_lost = self._continuous("most_lost")
+            self.problem += self._lost() <= self.most_lost
+        self.most_lost.upBound = most_lost_s
+        written = pulp.lpSum(own.stored(Tier.SSD) for own in self.variables)
+        moved = pulp.lpSum(own.stored(Tier.HOST, Tier.SSD) for own in self.variables)
+        others = moved + self.uses_ssd + LOSING_COST * self._lost()
+        self.problem.setObjective(WRITING_COST * written + others)
+
+    def lose_any(self) -> None:
+        """Take the limit of `minimise_writing` away."""
+        if self.most_lost is not None:
+            self.most_lost.upBound = None
 
     @property
     def lost_s(self) -> float:
         """Of a solved program: seconds of recomputation and of waiting."""
         return float(pulp.value(self._lost()))
+
+    @property
+    def written_gib(self) -> float:
+        """Of a solved program: GiB that go to the SSD."""
+        return float(sum(pulp.value(own.stored(Tier.SSD)) for own in self.variables))
+
+    @property
+    def step_objective_s(self) -> float:
+        """Of a solved program: what `minimise_step` minimises."""
+        return float(pulp.value(self._step()))
+
+    def _step(self) -> Expression:
+        moving = [
+            MOVING_COST * GIB / self.rates.of(lane) * variables.stored(*_TIERS[lane])
+            for lane in self._lanes(_OUTWARD + _INWARD)
+            for variables in self.variables
+        ]
+        return pulp.lpSum([self._lost(), *moving])
 
     def _lost(self) -> Expression:
         return pulp.lpSum([*(own.recompute_s for own in self.variables), *self.waits])

@@ -1,9 +1,9 @@
 """A training step as it was recorded: operations, allocations, costs, and what lives when.
 
-`contracts.py` has the data. `recorder.py` records what runs, `blocks.py` cuts the tape into parts
-of a step, `live.py` and `peaks.py` add up what lives, `states.py` tells the bytes of weights,
-gradients and optimizer, `store.py` is the JSON form. What is run under the recorder is the
-caller's business.
+`contracts.py` has the data. `recorder.py` records what runs, `stopwatch.py` times it, `blocks.py`
+cuts the tape into parts of a step, `live.py` and `peaks.py` add up what lives, `states.py` tells
+the bytes of weights, gradients and optimizer, `store.py` is the JSON form. What is run under the
+recorder is the caller's business.
 """
 
 from planner.trace.contracts import (
@@ -14,6 +14,7 @@ from planner.trace.contracts import (
     OperationCost,
     PartTrace,
     Pass,
+    Phase,
     Repeat,
     Segment,
     StepTrace,
@@ -36,6 +37,7 @@ __all__ = [
     "PartNeed",
     "PartTrace",
     "Pass",
+    "Phase",
     "Repeat",
     "Segment",
     "StepTrace",

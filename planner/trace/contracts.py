@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 
 class Kind(StrEnum):
@@ -47,6 +48,10 @@ class Pass(StrEnum):
     FORWARD = "forward"
     RECOMPUTE = "recompute"
     BACKWARD = "backward"
+
+
+Phase: TypeAlias = tuple[str, Segment, Pass]
+"""A part of a step (a layer's class, or one of its ends), a segment of it, and a direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,8 @@ class LayerTrace:
     """One layer of a class, tile by tile; `reason` says why not where it runs whole, as one tile.
 
     `recomputed` is the layer with every tile's placement RECOMPUTE, `kept` with KEEP.
-    `stored_bytes` is what one full tile holds if it is kept (or on the host, or on the SSD);
+    `stored_bytes` is what one full tile holds if it is kept (or on the host, or on the SSD), of
+    which `stored_pre_bytes` are wanted by `pre`'s backward alone;
     `x_bytes` and `o_bytes` (attention's output with its log-sum-exp) are the layer's skeletal
     bytes.
     """
@@ -141,6 +147,7 @@ class LayerTrace:
     recomputed: PartTrace
     kept: PartTrace
     reason: str | None = None
+    stored_pre_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

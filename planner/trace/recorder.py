@@ -110,11 +110,14 @@ class Recorder(TorchDispatchMode):
             self.segment, self.direction = before
 
     def repeating(self, items: Sequence[T], times: int, *, index: int) -> Iterator[T]:
-        """Iterate over `items`, of which the one at `index` stands for `times` more after it."""
+        """Iterate over `items`, of which the one at `index` stands for `times` more after it. Of so
+        few that it is the last but one, or the last, its place is told with 0, too.
+        """
         for position, item in enumerate(items):
             start = self.tape.now
             yield item
-            if position == index and times and self.tape.now > start:
+            is_told = times or len(items) <= index + 2  # with more, all are traced
+            if position == index and is_told and self.tape.now > start:
                 self.tape.repeats.append(Repeat(start, self.tape.now, times))
 
     def _follow(self, tensor: Tensor, born: int) -> None:

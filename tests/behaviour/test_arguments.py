@@ -44,6 +44,7 @@ FRACTION = "takes a fraction from 0 to 1"
         ({"raw": True}, ["raw", "no spill_dir"]),
         ({"verify": "all"}, ["verify='all'", "takes one of 'none', 'checksum'"]),
         ({"host_bytes": 0, "skeletal": "host"}, ["host_bytes=0", "takes None or a number"]),
+        ({"host_bytes": 511, "skeletal": "host"}, ["host_bytes=511", "from 512 on"]),
         ({"host_bytes": 1 << 20}, ["host_bytes", "nothing does"]),
         ({"placement": "KEEP"}, ["placement='KEEP'", PLACES]),
         ({"placement": None}, ["placement=None", PLACES]),
@@ -88,7 +89,7 @@ def test_fractions_that_sum_to_one_in_floats(placement: dict[str, float]) -> Non
 
 def test_options_go_by_name_only() -> None:
     with pytest.raises(TypeError):
-        memo.wrap(plain_model(), 5)  # type: ignore[call-arg]
+        memo.wrap(plain_model(), 5)  # type: ignore[call-arg, arg-type]
 
 
 TWICE = r"wrapped already; memo\.unwrap it first"

@@ -162,6 +162,14 @@ def test_events_are_warned_of_once_and_counted() -> None:
     assert list(memo.report(wrapped).notes.values()) == [3]
 
 
+@pytest.mark.parametrize(("tile_tokens", "is_noted"), [(TOKENS, True), (TILE_TOKENS, False)])
+def test_fractions_of_too_few_tiles_are_told(tile_tokens: int, is_noted: bool) -> None:
+    wrapped = wrapped_model(placement={"keep": 0.5, "recompute": 0.5}, tile_tokens=tile_tokens)
+    train_step(wrapped, batch())
+    notes = memo.report(wrapped).notes
+    assert any(f"1 tile(s) of {TOKENS} tokens" in note for note in notes) is is_noted
+
+
 def test_nothing_fell_back() -> None:
     wrapped = wrapped_model()
     train_step(wrapped, batch())

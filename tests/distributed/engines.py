@@ -7,9 +7,9 @@ documentation says, with nothing that is particular to memo but `sequence_parall
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from memo.parallel.wire import Wire
-from tests.families.catalogue import family_named
+from tests.families.catalogue import Family, family_named
 from tests.families.harness import build, random_batch, wrap_family
 
 TOKENS, LR = 37, 0.5
@@ -33,7 +33,8 @@ Updates = dict[str, Tensor]
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """`degree` ranks share a sequence; `engine`: "ddp", "fsdp2", "zero0" ... "zero3". `counted`:
-    the loss is divided by the number of labels of the whole step, as HF Trainer asks for.
+    the loss is divided by the number of labels of the whole step, as HF Trainer asks for. `zero` is
+    more of DeepSpeed's `zero_optimization`, `options` of `memo.wrap`.
     """
 
     engine: str
@@ -43,6 +44,8 @@ class Training:
     clip: float | None = None
     counted: bool = False
     steps: int = 2
+    zero: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def batch(self, group: int, turn: int) -> dict[str, Any]:
         """A group's batch; groups have different numbers of labels, and some ranks have none."""
@@ -63,6 +66,16 @@ class Training:
         return {"num_items_in_batch": torch.tensor(sum(counts) / groups)}
 
     @property
+    def model_family(self) -> Family:
+        """The model's, with the sizes that it is built with."""
+        return family_named(self.family)
+
+    def loss_alone(self, model: nn.Module, batch: dict[str, Any], items: dict[str, Any]) -> Tensor:
+        """A batch's loss in one process, by the unwrapped model."""
+        loss: Tensor = model(**batch, **items).loss
+        return loss
+
+    @property
     def divisor(self) -> int:
         """Of each turn's loss; a loss that is counted is a part of the whole's already."""
         return 1 if self.counted else self.accumulation
@@ -70,7 +83,7 @@ class Training:
 
 def train_alone(training: Training, ranks: int) -> Updates:
     """The unwrapped model in one process, with the batches of all groups."""
-    model, groups = build(family_named(training.family)), ranks // training.degree
+    model, groups = build(training.model_family), ranks // training.degree
     before = _copied(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     for step in range(training.steps):
@@ -78,7 +91,7 @@ def train_alone(training: Training, ranks: int) -> Updates:
         for index in range(training.accumulation):
             for group in range(groups):
                 batch = training.batch(group, step * training.accumulation + index)
-                loss = model(**batch, **items).loss / groups / training.divisor
+                loss = training.loss_alone(model, batch, items) / groups / training.divisor
                 loss.backward()
         _clip(model, training.clip)
         optimizer.step()
@@ -88,11 +101,10 @@ def train_alone(training: Training, ranks: int) -> Updates:
 
 def train_over_ranks(wire: Wire, training: Training) -> Updates:
     """One rank's part in it, under the engine."""
-    model = build(family_named(training.family))
+    model = build(training.model_family)
     before = _copied(model)
-    wrap_family(
-        family_named(training.family), model, tile_tokens=5, sequence_parallel=training.degree
-    )
+    options = {"tile_tokens": 5, "sequence_parallel": training.degree, **training.options}
+    wrap_family(training.model_family, model, **options)
     if training.engine.startswith("zero"):
         return _train_under_deepspeed(model, training, before)
     engine = _under(training.engine, model, wire.group.size)
@@ -126,6 +138,11 @@ def _backward(
 def _under(name: str, model: nn.Module, ranks: int) -> nn.Module:
     if name == "ddp":
         return DistributedDataParallel(model)
+    return under_fsdp2(model, ranks)
+
+
+def under_fsdp2(model: nn.Module, ranks: int) -> nn.Module:
+    """A unit for each layer, and one for the rest."""
     mesh = init_device_mesh("cpu", (ranks,))
     for layer in model.get_submodule("model.layers").children():
         fully_shard(layer, mesh=mesh)
@@ -141,14 +158,16 @@ def _synchronised(engine: nn.Module, *, is_last: bool) -> AbstractContextManager
     return nullcontext() if is_last else engine.no_sync()
 
 
-def _train_under_deepspeed(model: nn.Module, training: Training, before: Updates) -> Updates:
+def under_deepspeed(
+    model: nn.Module, zero: Mapping[str, Any], *, accumulation: int = 1, clip: float | None = None
+) -> Any:
+    """The engine of a model; `zero` is `zero_optimization` of DeepSpeed's configuration."""
     # Read when deepspeed is imported, and started; this process is ours.
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
     import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param, set_z3_leaf_modules
+    from deepspeed.utils import set_z3_leaf_modules
 
-    stage = int(training.engine[-1])
-    if stage == 3:
+    if zero["stage"] == 3:
         layers = list(model.get_submodule("model.layers").children())
         set_z3_leaf_modules(model, [type(layers[0])])
     engine, *_ = deepspeed.initialize(
@@ -157,13 +176,25 @@ def _train_under_deepspeed(model: nn.Module, training: Training, before: Updates
         dist_init_required=False,
         config={
             "train_micro_batch_size_per_gpu": 2,
-            "gradient_accumulation_steps": training.accumulation,
-            "gradient_clipping": training.clip or 0.0,
-            "zero_optimization": {"stage": stage},
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": clip or 0.0,
+            "zero_optimization": dict(zero),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         },
     )
+    return engine
+
+
+def _train_under_deepspeed(model: nn.Module, training: Training, before: Updates) -> Updates:
+    stage = int(training.engine[-1])
+    engine = under_deepspeed(
+        model,
+        {"stage": stage, **training.zero},
+        accumulation=training.accumulation,
+        clip=training.clip,
+    )
+    from deepspeed.utils import safe_get_full_fp32_param
 
     def backward(loss: Tensor) -> None:
         engine.backward(loss * training.accumulation)  # it divides by that number itself

@@ -19,7 +19,7 @@ from memo.parallel.contracts import Stored
 from memo.parallel.core import ParallelCore
 from memo.parallel.exchange import Owners
 from memo.parallel.shares import share_tokens
-from memo.parallel.tiled import TiledExchange
+from memo.parallel.tiled import TiledExchanges
 from memo.parallel.view import SequenceView
 from memo.parallel.wire import Wire
 from offload import CoreCall, CoreEnd, TensorStore, Tier, split_tokens
@@ -80,7 +80,8 @@ class Outcome:
     rank: int
 
 
-def _core(wire: Wire, case: Case) -> tuple[ParallelCore, TensorStore]:
+def core_of(wire: Wire, case: Case) -> tuple[ParallelCore, TensorStore]:
+    """A rank's core for a case, and the store behind it."""
     shares = share_tokens(case.mask.tokens, wire.group.size, case.unit_tokens)
     view, store = SequenceView(wire.group, shares, case.mask.rows), TensorStore()
     core = AttentionCore(store)
@@ -88,7 +89,7 @@ def _core(wire: Wire, case: Case) -> tuple[ParallelCore, TensorStore]:
     return ParallelCore(core, store, wire, view, stored=case.stored, heads_degree=degree), store
 
 
-def _call(case: Case, view: SequenceView) -> CoreCall:
+def call_of(case: Case, view: SequenceView) -> CoreCall:
     """A rank's own part of the call, with the mask that a model makes of its own tokens."""
     heads, sinks, _ = case.tensors()
     start, stop = view.own
@@ -103,16 +104,17 @@ def _call(case: Case, view: SequenceView) -> CoreCall:
 
 def attention(wire: Wire, case: Case) -> Outcome:
     """Forward and backward of one call."""
-    core, store = _core(wire, case)
+    core, store = core_of(wire, case)
     view, grad_o = core.view, case.tensors()[2]
-    call = _call(case, view)
+    call = call_of(case, view)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-        o, state = core.forward(_arrived(core, call, case), case.tier)
+        join = _joining(core, case)
+        o, state = core.forward(_arrived(join, call, case), case.tier)
         assert state is not None
         sent, state_bytes = _sent(wire), state.nbytes
         held_bytes = sum(count.held_bytes for count in store.counts.values())
         end = CoreEnd(o=o, grad_o=view.cut(grad_o).to(o.dtype, copy=True), state=state)
-        grads, sink_grads = core.backward(_arrived(core, call, case), end)
+        grads, sink_grads = core.backward(_arrived(join, call, case), end)
     after = _sent(wire)
     return Outcome(
         o=o,
@@ -130,18 +132,22 @@ def attention(wire: Wire, case: Case) -> Outcome:
 
 def differentiable(wire: Wire, case: Case) -> tuple[Tensor, ...]:
     """o and gradients of q, k and v for own tokens, as a layer that runs whole has them."""
-    core, _ = _core(wire, case)
-    call = _call(case, core.view)
+    core, _ = core_of(wire, case)
+    call = call_of(case, core.view)
     heads = [head.requires_grad_() for head in call.heads]
     o = attend(cast(Any, core), call)
     return (o.detach(), *torch.autograd.grad(o, heads, core.view.cut(case.tensors()[2])))
 
 
-def _arrived(core: ParallelCore, call: CoreCall, case: Case) -> CoreCall:
+def _joining(core: ParallelCore, case: Case) -> TiledExchanges | None:
+    return None if case.tile_tokens is None else TiledExchanges(core, case.tile_tokens)
+
+
+def _arrived(join: TiledExchanges | None, call: CoreCall, case: Case) -> CoreCall:
     """The call for the core: itself, or exchanged tile by tile."""
-    if case.tile_tokens is None:
+    if join is None or case.tile_tokens is None:
         return call
-    joined = TiledExchange(core, case.tile_tokens)
+    joined = join()
     for tile in split_tokens(call.heads[0].shape[2], case.tile_tokens):
         heads = tuple(head[:, :, tile.start : tile.stop] for head in call.heads)
         joined.write(tile, replace(call, heads=heads))

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedModel
 
+from memo.parallel.contracts import Stored
 from memo.parallel.wire import Wire
+from memo.wrap import runtime_of
 from tests.families.catalogue import Family
 from tests.families.harness import Step, build, train_step, wrap_family
 
@@ -29,6 +31,21 @@ def family_step(
     wrap_family(family, model, tile_tokens=tile_tokens, sequence_parallel=size)
     step = train_step(model, batch)
     return replace(step, grads={name: averaged(grad) for name, grad in step.grads.items()})
+
+
+def stored_steps(wire: Wire, family: Family, batch: dict[str, Any]) -> list[Step]:
+    """A step for everything that can be stored for the backward of attention."""
+    steps = []
+    for stored in Stored:
+        model = build(family)
+        options = {"skeletal": "host", "sequence_parallel": wire.group.size}
+        wrap_family(family, model, tile_tokens=5, **options)
+        parallel = runtime_of(model).parallel
+        assert parallel is not None
+        parallel.stored = stored
+        step = train_step(model, batch)
+        steps.append(replace(step, grads={n: averaged(grad) for n, grad in step.grads.items()}))
+    return steps
 
 
 def family_steps(

@@ -29,6 +29,9 @@ Job = Callable[..., Any]
 LIMIT_S = 60.0
 """Much more than any job takes, on a busy machine too."""
 
+TIMEOUT_S = 30.0
+"""Of a collective; more than ranks are apart, on a busy machine too."""
+
 _PRELOADED = [
     "tests.distributed.ranks",
     "tests.distributed.jobs",
@@ -39,9 +42,14 @@ _PRELOADED = [
 
 
 def run_ranks(
-    job: Job, ranks: int, folder: Path, *args: Any, limit_s: float = LIMIT_S
+    job: Job,
+    ranks: int,
+    folder: Path,
+    *args: Any,
+    limit_s: float = LIMIT_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Any]:
-    """What `job(wire, *args)` returns on every rank.
+    """What `job(wire, *args)` returns on every rank. `timeout_s`: the process group's.
 
     Raises:
         AssertionError: with the traceback of the first rank that failed.
@@ -52,7 +60,9 @@ def run_ranks(
     context = get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     processes: list[BaseProcess] = [
-        context.Process(target=_run, args=(job, rank, ranks, str(folder), args), daemon=True)
+        context.Process(
+            target=_run, args=(job, rank, ranks, str(folder), timeout_s, args), daemon=True
+        )
         for rank in range(ranks)
     ]
     for process in processes:
@@ -82,7 +92,9 @@ def _raise_failure(folder: Path) -> None:
         raise AssertionError(f"rank {failure.stem}: {failure.read_text(encoding='utf-8')}")
 
 
-def _run(job: Job, rank: int, ranks: int, folder: str, args: tuple[Any, ...]) -> None:
+def _run(
+    job: Job, rank: int, ranks: int, folder: str, timeout_s: float, args: tuple[Any, ...]
+) -> None:
     place = Path(folder)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -92,7 +104,7 @@ def _run(job: Job, rank: int, ranks: int, folder: str, args: tuple[Any, ...]) ->
             init_method=f"file://{place / 'rendezvous'}",
             rank=rank,
             world_size=ranks,
-            timeout=timedelta(seconds=30),
+            timeout=timedelta(seconds=timeout_s),
         )
         result = job(Wire(SequenceGroup.of()), *args)
         torch.save(result, place / f"{rank}.result")

@@ -66,13 +66,20 @@ def _moved(outcomes: list[Outcome], ranks: int, names: str) -> int:
 
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_tile_by_tile_no_byte_more_is_sent(ranks: int, tmp_path: Path) -> None:
-    cases = [replace(UNEVEN, tile_tokens=tile_tokens) for tile_tokens in (None, 4)]
+    cases = [
+        replace(UNEVEN, tile_tokens=tile_tokens, stored=stored)
+        for stored in Stored
+        for tile_tokens in (None, 4)
+    ]
     rounds = -(-max(share_tokens(UNEVEN.mask.tokens, ranks).tokens) // 4)
-    for fused, tiled in run_ranks(several, ranks, tmp_path, cases):
-        assert tiled.sent_bytes == fused.sent_bytes
-        assert tiled.backward_bytes == fused.backward_bytes
-        # Each way, a message a tile, one of o, and in backward one that o and its gradient share.
-        assert tiled.calls["all-to-all"] == 2 * rounds + 3
+    for outcomes in run_ranks(several, ranks, tmp_path, cases):
+        for stored, fused, tiled in zip(Stored, outcomes[::2], outcomes[1::2], strict=True):
+            assert tiled.sent_bytes == fused.sent_bytes
+            assert tiled.backward_bytes == fused.backward_bytes
+            # A message a tile, each way unless q, k and v were stored; one of o; in backward one
+            # of what else comes in, and one of all gradients.
+            ways = 1 if stored is Stored.AFTER else 2
+            assert tiled.calls["all-to-all"] == ways * rounds + 3
 
 
 @pytest.mark.parametrize(("ranks", "degree"), [(2, 1), (4, 1), (4, 2), (8, 2)])

@@ -1,5 +1,5 @@
 """Weight updates under plain SGD over ranks are those of one process with the same global batch:
-gradients have the right scale under every engine."""
+gradients have the right scale under every engine, whatever the mesh, the model and the batch."""
 
 from __future__ import annotations
 
@@ -9,78 +9,75 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.engines import Training, Updates, several, train_alone
-from tests.distributed.ranks import run_ranks
-from tests.families.catalogue import family_named
-from tests.families.harness import FLOOR, TOLERANCE, build
-
-TORCH = ("ddp", "fsdp2")
-ZERO = tuple(f"zero{stage}" for stage in range(4))
-CLIP = 0.5
-"""Less than the norm of any step's gradient."""
+from tests.distributed.cells import (
+    CLIP,
+    FAMILIES,
+    HEADS,
+    MESHES,
+    PACKINGS,
+    TORCH,
+    ZERO,
+    Cell,
+    chosen_cells,
+    every_cell,
+    scale_cells,
+)
+from tests.distributed.engines import train_alone
+from tests.distributed.errors import errors_of
+from tests.families.harness import TOLERANCE
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="pip install 'memo-offload[deepspeed]'"
 )
+meshes = pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: f"{mesh[0]} ranks by {mesh[1]}")
 
 
-def _kinds(engine: str, degree: int) -> list[Training]:
-    plain = Training(engine=engine, degree=degree)
-    return [
-        plain,
-        replace(plain, accumulation=3),
-        replace(plain, clip=CLIP),
-        replace(plain, accumulation=2, clip=CLIP, counted=True),
-    ]
+def _check(cells: list[Cell], ranks: int, folder: Path, limit_s: float) -> None:
+    errors = errors_of(cells, ranks, folder, limit_s)
+    wrong = {
+        str(cell): error
+        for cell, error in zip(cells, errors, strict=True)
+        if max(error.total, error.worst) > TOLERANCE
+    }
+    assert not wrong
 
 
-def _check(trainings: list[Training], ranks: int, folder: Path, limit_s: float = 110.0) -> None:
-    by_rank: list[list[Updates]] = run_ranks(several, ranks, folder, trainings, limit_s=limit_s)
-    for index, training in enumerate(trainings):
-        expected = train_alone(training, ranks)
-        for updates in by_rank:
-            wrong = _wrong(updates[index], expected, training)
-            assert not wrong, f"updates are off: {wrong} in {training}"
-
-
-def _wrong(found: Updates, expected: Updates, training: Training) -> dict[str, float]:
-    """Relative errors of updates, by name, beyond 1e-5 and what float32 weights are rounded to."""
-    weights = dict(build(family_named(training.family)).named_parameters())
-    largest = max(float(update.norm()) for update in expected.values())
-    wrong = {}
-    for name, want in expected.items():
-        scale = max(float(want.norm()), FLOOR * largest)
-        rounding = 2 * training.steps * 2**-24 * float(weights[name].detach().norm())
-        error = float((found[name] - want).norm())
-        if not error <= TOLERANCE * scale + rounding:
-            wrong[name] = error / scale
-    return wrong
-
-
-@pytest.mark.parametrize(("ranks", "degree"), [(2, 2), (4, 2)])
 @pytest.mark.parametrize("engine", TORCH)
-def test_torch(engine: str, ranks: int, degree: int, tmp_path: Path) -> None:
-    _check(_kinds(engine, degree), ranks, tmp_path)
+def test_gradients_have_the_right_scale(engine: str, tmp_path: Path) -> None:
+    _check(scale_cells(engine, 2), 4, tmp_path, limit_s=110.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@meshes
+def test_torch(mesh: tuple[int, int], tmp_path: Path) -> None:
+    cells = [cell for engine in TORCH for cell in chosen_cells(engine, mesh)]
+    _check(cells, mesh[0], tmp_path, limit_s=500.0)
 
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # deepspeed compiles an operator when it is first used
-@pytest.mark.parametrize(("ranks", "degree"), [(2, 2), (4, 2)])
-@pytest.mark.parametrize("engine", ZERO)
-def test_zero(engine: str, ranks: int, degree: int, tmp_path: Path) -> None:
-    _check(_kinds(engine, degree), ranks, tmp_path, limit_s=240.0)
+@pytest.mark.timeout(1000)  # deepspeed compiles an operator when it is first used
+@meshes
+def test_zero(mesh: tuple[int, int], tmp_path: Path) -> None:
+    cells = [cell for engine in ZERO for cell in chosen_cells(engine, mesh)]
+    _check(cells, mesh[0], tmp_path, limit_s=900.0)
 
 
-@pytest.mark.parametrize("engine", TORCH)
-def test_families(engine: str, tmp_path: Path) -> None:
-    names = ("qwen3", "mistral", "gemma2", "mixtral", "cohere2", "olmo2")
-    trainings = [Training(engine=engine, family=name, steps=1) for name in names]
-    _check(trainings, 2, tmp_path)
+def test_every_engine_meets_every_family_packed_and_padded_with_all_heads_on_all_meshes() -> None:
+    for engine in (*TORCH, *ZERO):
+        cells = {mesh: chosen_cells(engine, mesh) for mesh in MESHES}
+        of_models = [c for of_mesh in cells.values() for c in of_mesh if c.packing != "plain"]
+        models = {(cell.family, cell.packing) for cell in of_models}
+        assert models == {(family, packing) for family in FAMILIES for packing in PACKINGS}
+        for mesh, of_mesh in cells.items():
+            assert {cell.heads for cell in of_mesh if cell.packing != "plain"} == HEADS.keys()
+            every = every_cell(engine, mesh[1])
+            assert all(cell in every for cell in of_mesh)
 
 
 def test_clipping_and_counting_matter() -> None:
-    plain = Training(engine="ddp")
+    plain = Cell(engine="ddp")
     base = train_alone(plain, 4)
     for other in (replace(plain, clip=CLIP), replace(plain, counted=True)):
         changed = train_alone(other, 4)

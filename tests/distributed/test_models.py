@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.models import family_step, family_steps, frozen_but
+from tests.distributed.models import family_step, family_steps, frozen_but, stored_steps
 from tests.distributed.ranks import run_ranks
 from tests.families.catalogue import FAMILIES, ROUTING_FAMILIES, TILED_FAMILIES, Family
 from tests.families.harness import (
     Grads,
     Step,
+    assert_equal_grads,
     assert_same_step,
     build,
     random_batch,
@@ -68,6 +69,16 @@ def test_layers_whose_attention_takes_no_gradient(trained: str, tmp_path: Path) 
         assert_same_step(step, expected)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_what_is_stored_for_backward_changes_nothing(name: str, tmp_path: Path) -> None:
+    batch = random_batch(2, TOKENS)
+    expected = train_step(build(BY_NAME[name]), batch)
+    for steps in run_ranks(stored_steps, 4, tmp_path, BY_NAME[name], batch):
+        for step in steps:
+            assert_same_step(step, expected)
+            assert_equal_grads(step.grads, steps[0].grads)
+
+
 REST = [family for family in TILED_FAMILIES if family.name not in NAMES]
 
 
@@ -81,8 +92,9 @@ def test_all_other_families_that_are_tiled(first: int, tmp_path: Path) -> None:
 def test_router_losses_are_of_all_tokens(tmp_path: Path) -> None:
     batch = random_batch(2, TOKENS) | {"output_router_logits": True}
     padding = torch.ones(2, TOKENS, dtype=torch.int64)
-    padding[1, 31:] = 0
+    padding[0, :11] = padding[1, 31:] = 0
     labels = batch["labels"].masked_fill(padding == 0, -100)
+    labels[0, 11] = -100  # nobody's label: the token before it is padding
     padded = batch | {"attention_mask": padding, "labels": labels}
     families = [family for family in ROUTING_FAMILIES if family.is_tiled]
     _check_several([(f, b) for f in families for b in (batch, padded)], 2, tmp_path)

@@ -110,6 +110,9 @@ MASK_4D = torch.ones(2, 1, TOKENS, TOKENS)
     ("asked", "message"),
     [
         (Asked(family="jamba"), "MemoError: layers of class JambaMambaDecoderLayer cannot share"),
+        (Asked(family="qwen3_next"), "MemoError: layers of class Qwen3NextDecoderLayer"),
+        (Asked(family="lfm2"), "MemoError: layers of class Lfm2DecoderLayer"),
+        (Asked(family="mamba"), "MemoError: layers of class MambaBlock"),
         (Asked(family="bloom"), "MemoError: layers of class BloomBlock cannot share a sequence"),
         (Asked(options={"sequence_parallel": 3}), "ValueError: sequence_parallel=3: takes a div"),
         (Asked(options={"sequence_parallel": 0}), "ValueError: sequence_parallel=0: takes a num"),

@@ -106,6 +106,16 @@ def test_resuming_with_fewer_steps_than_there_are_is_refused(train: Train, tmp_p
     assert "has 2 steps already" in refused(train(tmp_path / "out", "--steps", 1, "--resume"))
 
 
+def test_resuming_a_run_that_is_done_says_so(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "out", "--steps", 2).exit_code == 0
+    written = losses(tmp_path / "out")
+    again = train(tmp_path / "out", "--steps", 2, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "had all its steps already: nothing was trained" in again.stdout
+    assert "?" not in again.stdout
+    assert losses(tmp_path / "out") == written
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +166,29 @@ def test_what_it_cannot_use_is_refused_in_one_line(
     output = tmp_path / "out"
     assert reason in refused(train(output, *options))
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--placement", "moon"], "placement='moon'"),
+        (["--skeletal", "ssd"], "without spill_dir"),
+        (["--placement", "ssd", "--spill-dir", "/absent/disk"], "--spill-dir is /absent/disk"),
+        (["--verify", "checksum"], "there is no spill_dir"),
+    ],
+)
+def test_options_are_refused_before_anything_is_read(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], reason: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("read")
+
+    for name in ("find_model", "load_tokenizer", "read_documents", "load_model"):
+        monkeypatch.setattr(f"memo.training.finetune.{name}", refuse)
+        monkeypatch.setattr(f"memo.training.demo.{name}", refuse)
+    assert reason in refused(train(tmp_path / "out", *options))
+    assert reason in refused(invoke(["demo", "--output", tmp_path / "out", *options]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_unreadable_data_is_refused_by_name(train: Train, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memo.doctor import disk
-from memo.doctor.disk import probe_disk
+from memo.doctor.disk import ask_disk, probe_disk
 
 SMALL_BYTES = 1 << 20
 
@@ -55,7 +55,25 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     path.write_text("", encoding="utf-8")
     found = probe_disk(path, SMALL_BYTES)
     assert found.problem is not None
-    assert "could not create a file" in found.problem
+    assert "no directory" in found.problem
+
+
+def test_what_keeps_no_files_is_no_disk() -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no /proc here")
+    for found in (ask_disk(Path("/proc")), probe_disk(Path("/proc"), SMALL_BYTES)):
+        assert found.problem == "it keeps no files: name a directory on a disk"
+
+
+def test_asking_tells_space_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "open_file", None)
+    monkeypatch.setattr(disk, "open_spool", None)
+    found = ask_disk(tmp_path)
+    assert (found.problem, found.write_bytes_per_s) == (None, None)
+    assert found.size_bytes == shutil.disk_usage(tmp_path).total
+    assert ask_disk(tmp_path / "no").problem == probe_disk(tmp_path / "no", 1).problem is not None
 
 
 def test_a_disk_is_not_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

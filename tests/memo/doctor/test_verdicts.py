@@ -78,7 +78,8 @@ def test_memlock_warns_unless_a_trial_went_well() -> None:
     limited = replace(WELL, memlock_bytes=8 << 20)
     assert ills(limited) == []
     for disks in ((), (replace(DISK, is_fixed=None),)):
-        assert ills(replace(limited, disks=disks)) == ["memlock"]
+        untried = find(replace(limited, disks=disks), "memlock")
+        assert (untried.verdict, untried.value) == (Verdict.NOTE, "8.39MB, which was not tried")
     failed = replace(limited, disks=(DISK, replace(DISK, directory="/b", is_fixed=False)))
     assert ills(failed) == ["registered buffers /b", "memlock"]
     assert "ulimit -l unlimited" in find(failed, "memlock").advice
@@ -108,6 +109,12 @@ def test_each_ill_of_a_disk_has_its_advice(disk: DiskProbe, ill: str, advice: st
     machine = replace(WELL, disks=(disk,))
     assert ills(machine) == [ill]
     assert advice in find(machine, ill).advice
+
+
+def test_a_disk_that_was_only_asked_has_its_space() -> None:
+    asked = DiskProbe(directory="/x", size_bytes=1000 * GB, free_bytes=500 * GB)
+    found = find(replace(WELL, disks=(asked,)), "disk /x")
+    assert (found.value, found.verdict) == ("500GB free of 1TB", Verdict.OK)
 
 
 def test_versions_say_what_is_missing() -> None:

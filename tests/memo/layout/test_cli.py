@@ -32,7 +32,7 @@ def invoke(*arguments: object) -> Result:
 
 def refused(result: Result) -> str:
     """Return the one line of a refusal."""
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 2, result.output
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr
@@ -98,6 +98,38 @@ def test_a_file_that_is_no_table_is_one_line(tmp_path: Path) -> None:
     assert refused(invoke(path)) == f"{path}, line 3: upper is 'x': it takes a whole number"
     missing = tmp_path / "missing.csv"
     assert refused(invoke(missing)) == f"{missing}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "is empty: it takes a header with id, lower, upper, size"),
+        ("id,lower,size\nb,0,1\n", "line 1: no column upper"),
+        ("id,lower,upper,size\nb,0,1,-4\n", "line 2: buffer b: size is -4"),
+        ("id,lower,upper,size\nb,3,3,4\n", "line 2: buffer b: lives on [3, 3)"),
+        ("id,lower,upper,size\nb,9,3,4\n", "line 2: buffer b: lives on [9, 3)"),
+        ("id,lower,upper,size\nb,0,1,4\nb,2,3,4\n", "line 3: id 'b' was taken in line 2"),
+        (f"id,lower,upper,size\n{'b' * 200_000},0,1,4\n", "is not a CSV table: field larger"),
+    ],
+)
+def test_tables_that_can_not_be_meant_are_one_line(
+    text: str, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text, encoding="utf-8")
+    assert complaint in refused(invoke(path))
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    assert refused(invoke(tmp_path)) == f"{tmp_path}: Is a directory"
+
+
+def test_a_table_of_no_buffers_fits_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "none.csv"
+    path.write_text("id,lower,upper,size\n", encoding="utf-8")
+    result = invoke(path, "--json", "--capacity", 1)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["height_bytes"] == 0
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from memo.doctor.contracts import ComputeRate, HostMemory, Machine
+from memo.planning import node as node_module
 from memo.planning import plan
+from memo.planning.figures import wear_of
 from memo.planning.making import Outcome
+from offload import MemoError
 from planner.codec import PlanError
 from planner.contracts import NoPlan, Placement, Plan, Tier, Workload
 from planner.hardware import Hardware
@@ -201,7 +205,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"offload_optimizer": "ssd"}, "offload_optimizer is 'ssd', and there is none"),
     ({"offload_optimizer": "tape"}, "offload_optimizer is 'tape'"),
     ({"gpus": 4, "sequence_parallel": 3}, "sequence_parallel is 3: takes a divisor of gpus"),
-    ({"gpus": 8, "tokens": 7}, "tokens is 7: 8 GPUs that share a sequence"),
+    ({"gpus": 8, "tokens": 7, "sequence_parallel": 8}, "tokens is 7: 8 GPUs that share a sequence"),
+    ({"gpus": 2, "sequence_parallel": 0}, "sequence_parallel is 0"),
+    ({"gpus": True}, "gpus is True"),
+    ({"step_tolerance": -0.1}, "step_tolerance is -0.1"),
+    ({"step_tolerance": 1.0}, "step_tolerance is 1.0"),
+    ({"endurance_tbw": 100.0}, "endurance_tbw is given, and no ssd"),
+    ({"endurance_tbw": 0.0, "ssd": "1TB@1GB/s"}, "endurance_tbw is 0.0"),
+    ({"pcie": "32Gb/s"}, "pcie is '32Gb/s'.*capital B"),
     ({"batch": 0}, "batch is 0"),
     ({"tile_tokens": 0}, "tile_tokens is 0"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
@@ -235,3 +246,71 @@ def test_described_hardware_is_taken_as_it_is() -> None:
     assert isinstance(found, Plan)
     assert found.hardware == hardware
     assert found.workload.tokens == 3 * 1024
+
+
+def test_nothing_is_written_to_save_less_than_the_tolerance() -> None:
+    """A host that is too small for all, and a disk that would take the rest."""
+    hardware = machine(
+        device_bytes=85 * 10**6,
+        host_bytes=8 * MIB,
+        d2h_bytes_per_s=4e9,
+        h2d_bytes_per_s=4e9,
+        disks=disks(write_bytes_per_s=4e9, read_bytes_per_s=4e9),
+    )
+    fast, sober = (
+        _plan(planned(hardware, step_tolerance=tolerance)).predictions for tolerance in (0.0, 0.3)
+    )
+    assert fast.ssd_written_bytes_per_step > sober.ssd_written_bytes_per_step
+    assert fast.step_s < sober.step_s <= 1.31 * fast.step_s
+
+
+def test_disks_last_as_long_as_what_is_written_lets_them() -> None:
+    found = plan(
+        llama(),
+        tokens=3000,
+        gpu="l4",
+        host_memory="64GB",
+        ssd="2x1TB@1GB/s",
+        endurance_tbw=100.0,
+        offload_optimizer="ssd",
+        find_longest=False,
+        lay_out=False,
+    )
+    assert isinstance(found, Plan)
+    wear = wear_of(found)
+    steps_a_day = 86_400 / found.predictions.step_s
+    assert wear.bytes_per_day == pytest.approx(12 * found.workload.parameters * steps_a_day)
+    assert wear.days == pytest.approx(100e12 / wear.bytes_per_day)
+
+
+PROCESSOR = Machine(
+    processor="a test's",
+    cores=2,
+    host=HostMemory(installed_bytes=16 * GB, available_bytes=8 * GB),
+    memlock_bytes=None,
+    huge_pages=None,
+    versions={},
+    memory_bytes_per_s=1e10,
+    compute=(
+        ComputeRate(
+            dtype="bfloat16",
+            matmul_flops_per_s=1e11,
+            attention_forward_flops_per_s=5e10,
+            attention_backward_flops_per_s=4e10,
+        ),
+    ),
+)
+
+
+def test_without_a_gpu_this_machine_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "probe_machine", lambda: PROCESSOR)
+    found = plan(llama(), tokens=3000, find_longest=False, lay_out=False)
+    assert isinstance(found, Plan)
+    assert found.hardware.device == "a test's"
+    assert found.hardware.device_bytes == 8 * GB
+    with pytest.raises(ValueError, match=r"gpus is 2, and this machine has 0: .* name its gpu"):
+        plan(llama(), tokens=3000, gpus=2)
+    with pytest.raises(MemoError, match="computes in float32 is not known"):
+        plan(llama(), tokens=3000, dtype="float32")
+    less = plan(llama(), tokens=3000, host_memory="6GB", gpu_memory="5GB", lay_out=False)
+    assert (less.hardware.host_bytes, less.hardware.device_bytes) == (6 * GB, 5 * GB)

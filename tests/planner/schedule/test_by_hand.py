@@ -142,16 +142,43 @@ def test_memory_over_time() -> None:
         (1.5, 1114),  # post, and its tile
         (2.0, 1062),  # x, o and the tile; the head
         (3.0, 1235),  # the head's gradient; x and o are counted with the layer
-        (4.0, 1252),  # the core, and what pre wants
-        (6.0, 1212),
+        (4.0, 1255),  # the core; the tile's graph is whole until pre has used it
+        (6.0, 1215),
         (7.0, 1018),  # gradients
     )
-    assert schedule.peak_bytes[Tier.DEVICE] == 1252
+    assert schedule.peak_bytes[Tier.DEVICE] == 1255
 
 
-def test_what_is_handed_back_lives_with_the_layer_from_then_on() -> None:
+def test_tiles_that_are_stored_have_live_bytes_of_their_own() -> None:
+    live = SegmentBytes(
+        pre_bytes=100,
+        core_bytes=120,
+        post_bytes=110,
+        last_bytes=60,
+        stored=SegmentBytes(pre_bytes=90, core_bytes=80, post_bytes=70, last_bytes=50),
+    )
+    layer = replace(LAYER, tiles=3, last_tile=0.5, forward_live=live, backward_live=live)
+    cost = StepCost(tile_tokens=1, layers=(layer,))
+    kept = _run(cost, Placement.KEEP, 0).memory[Tier.DEVICE]
+    forward = [0, 100, 120, 70 + 4, 70 + 8, 50 + 10]
+    backward = [70 + 10, 70 + 10, 50 + 10, 80 + 10, 90 + 10, 90 + 6, 90 + 2, 0]
+    assert _distinct(kept) == _without_repeats([*forward, *backward])
+    recomputed = _run(cost, Placement.RECOMPUTE, 0).memory[Tier.DEVICE]
+    assert _distinct(recomputed) == [0, 100, 120, 110, 60, 110, 60, 120, 100, 0]
+
+
+def _distinct(line: tuple[tuple[float, int], ...]) -> list[int]:
+    """What is held, one after another, each value once as long as it stays."""
+    return _without_repeats([size for _, size in line])
+
+
+def _without_repeats(sizes: list[int]) -> list[int]:
+    return [size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before]
+
+
+def test_what_is_handed_back_lives_until_its_tile_is_over() -> None:
     memory = _run(_step(1), Placement.HOST, 8).memory
-    assert memory[Tier.DEVICE] == ((0.0, 0), (1.5, 4), (2.0, 0))
+    assert memory[Tier.DEVICE] == ((0.0, 0), (1.5, 4), (2.0, 4), (3.0, 0))
 
 
 def test_the_host_holds_what_it_is_given_until_it_is_wanted() -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from planner.contracts import Tier
 from planner.hardware.contracts import Disks, Efficiency, Hardware
-from planner.swap.costs import Exchange, Extras, budgets_of, model_flops, rates_of, step_cost
+from planner.swap.costs import (
+    Exchange,
+    Extras,
+    budgets_of,
+    model_flops,
+    rates_of,
+    slowness_of,
+    step_cost,
+)
 from planner.trace.contracts import (
     Allocation,
     Block,
@@ -154,6 +162,44 @@ def test_model_flops_leave_out_what_is_run_twice() -> None:
     assert model_flops(TRACE) == 2 * (3 * 16 + 3 * 30)
     frozen = replace(TRACE, trainable=0)
     assert model_flops(frozen) == 2 * (3 * 16 + 2 * 30)
+
+
+def test_a_phase_takes_as_long_as_it_was_measured() -> None:
+    measured = {
+        ("layer", Segment.PRE, Pass.FORWARD): 0.25,
+        ("layer", Segment.CORE, Pass.BACKWARD): 70.0,
+        ("layer", Segment.POST, Pass.RECOMPUTE): 3.0,
+        ("head", Segment.HEAD, Pass.FORWARD): 5.0,  # nothing of it was traced
+    }
+    slowness = slowness_of(TRACE, measured, HARDWARE)
+    assert slowness == {
+        ("layer", Segment.PRE, Pass.FORWARD): 0.25,
+        ("layer", Segment.CORE, Pass.BACKWARD): 7.0,
+        ("layer", Segment.POST, Pass.RECOMPUTE): 1.5,
+    }
+    layer = step_cost(TRACE, HARDWARE, Extras(slowness=slowness)).layers[0]
+    forward, backward, again = layer.forward, layer.backward, layer.recompute
+    assert (forward.pre_s, forward.core_s, forward.post_s) == pytest.approx((0.25, 2.0, 6.5))
+    assert (backward.post_s, backward.core_s, backward.pre_s) == pytest.approx((4.0, 70.0, 2.0))
+    assert (again.post_s, again.pre_s) == pytest.approx((3.0, 1.0))
+
+
+def test_what_goes_before_the_loss_is_live_in_forward_alone() -> None:
+    head = Block(
+        operations=(_op(0, 0, 0, Segment.HEAD, Pass.FORWARD),) * 2,
+        allocations=(
+            Allocation(8, 1000, -1, 1, Segment.EMBEDDING, Kind.INPUT),  # made before the layers
+            Allocation(9, 300, 1, 2, Segment.HEAD, Kind.TRANSIENT),
+        ),
+    )
+    before = step_cost(TRACE, HARDWARE)
+    cost = step_cost(replace(TRACE, head=PartTrace(head, Block((), ()))), HARDWARE)
+    for segment in ("pre_bytes", "core_bytes", "post_bytes"):
+        more = getattr(cost.layers[0].forward_live, segment)
+        assert more == getattr(before.layers[0].forward_live, segment) + 1000
+    assert cost.layers[0].backward_live == before.layers[0].backward_live
+    assert cost.head.forward_live_bytes == 8 + 1000
+    assert cost.head.backward_live_bytes == 8
 
 
 def test_a_node_is_shared_by_its_ranks() -> None:

@@ -84,6 +84,28 @@ def test_numbers_that_are_no_solution_are_not_taken_for_one(
     assert (outcome.status, outcome.objective) == (Status.UNKNOWN, None)
 
 
+def test_highs_comes_first_and_cbc_stands_in(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    problem = _knapsack(5)
+    assert solve(problem, time_limit_s=10).solver == "HiGHS"
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(pulp, "listSolvers", lambda **_: ["PULP_CBC_CMD", "GUROBI"])
+    assert installed_solvers() == ("PULP_CBC_CMD",)
+    assert solve(problem, time_limit_s=10).solver == "PULP_CBC_CMD"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_problem_is_solved_alike_each_time(name: str) -> None:
+    def values() -> list[float]:
+        problem = _knapsack(20)
+        solve(problem, time_limit_s=30, gap=200.0, solver=name)
+        return [variable.varValue for variable in problem.variables()]
+
+    assert values() == values()
+
+
 def test_no_solver_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "installed_solvers", lambda: ())
     with pytest.raises(SolverError, match="pip install highspy"):

@@ -1,0 +1,85 @@
+"""DeepSpeed's own offload of the optimizer, to the host and to NVMe, beside memo's tiers in one
+job: weight updates under plain SGD are those of one process.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.engines import Training, several, train_alone
+from tests.distributed.ranks import run_ranks
+from tests.distributed.updates import wrong_updates
+from tests.families.catalogue import family_named
+from tests.families.harness import build
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),  # deepspeed compiles an operator when it is first used
+    pytest.mark.skipif(
+        find_spec("deepspeed") is None, reason="pip install 'memo-offload[deepspeed]'"
+    ),
+]
+
+
+def _check(trainings: list[Training], folder: Path) -> None:
+    start = {n: p.detach() for n, p in build(family_named("llama")).named_parameters()}
+    by_rank = run_ranks(several, 2, folder, trainings, limit_s=280.0)
+    for index, training in enumerate(trainings):
+        added = train_alone(training, 2)
+        expected = {name: start[name] + update for name, update in added.items()}
+        for updates in by_rank:
+            found = {name: start[name] + update for name, update in updates[index].items()}
+            wrong = wrong_updates(found, expected, start, training.steps)
+            assert not wrong, f"updates are off: {wrong} in {training}"
+
+
+def _tiers(folder: Path) -> list[dict[str, Any]]:
+    """Ways to wrap: all on a disk, and all tiers at once."""
+    return [
+        {"placement": "ssd", "skeletal": "ssd", "spill_dir": folder},
+        {
+            "placement": {"keep": 0.25, "host": 0.25, "ssd": 0.25, "recompute": 0.25},
+            "skeletal": "host",
+            "spill_dir": folder,
+        },
+    ]
+
+
+def test_optimizer_on_the_host(tmp_path: Path) -> None:
+    """DeepSpeed steps torch's SGD there."""
+    zero = {"offload_optimizer": {"device": "cpu"}}
+    ssd, mixed = _tiers(tmp_path)
+    _check(
+        [
+            Training(engine="zero2", accumulation=2, clip=0.5, zero=zero, options=ssd),
+            Training(engine="zero3", zero=zero, options=ssd),
+            Training(engine="zero3", accumulation=2, clip=0.5, zero=zero, options=mixed),
+        ],
+        tmp_path,
+    )
+
+
+def test_optimizer_on_nvme(tmp_path: Path) -> None:
+    """Beside memo's own spill in the same directory."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        pytest.skip("deepspeed's async_io is built with libaio's headers: libaio-dev")
+    swap = tmp_path / "swap"
+    swap.mkdir()
+    zero = {
+        "offload_optimizer": {"device": "nvme", "nvme_path": str(swap), "pin_memory": False},
+        "sub_group_size": 4096,
+    }
+    ssd, mixed = _tiers(tmp_path)
+    _check(
+        [
+            Training(engine="zero3", zero=zero, options=ssd),
+            Training(engine="zero3", accumulation=2, zero=zero, options=mixed),
+        ],
+        tmp_path,
+    )
