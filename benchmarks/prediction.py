@@ -148,7 +148,10 @@ def _errors(case: Case) -> dict[str, float] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    options = parser().parse_args(arguments)
+    found = parser()
+    options = found.parse_args(arguments)
+    if not options.spill_dir.is_dir():
+        found.error(f"--spill-dir: there is no directory {options.spill_dir}")
     pattern = Job(
         work=Work.PROBE,
         steps=options.steps,

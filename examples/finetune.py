@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import memo
-from memo.trainer_seam import parallelism_config
 
 accelerator = Accelerator(
     cpu=not torch.cuda.is_available(),
-    parallelism_config=parallelism_config(),  # all processes share each sequence
+    parallelism_config=memo.parallelism_config(),  # all processes share each sequence
 )
 text = Path(argparse.__file__).read_bytes()[:8_192]
 dataset = [torch.tensor(list(text))] * 3

@@ -26,7 +26,6 @@ from transformers import (
 )
 
 import memo
-from memo.trainer_seam import parallelism_config
 
 TOKENS = 4_096
 
@@ -40,7 +39,7 @@ parser.set_defaults(
     save_strategy="no",
     report_to="none",
     use_cpu=not torch.cuda.is_available(),
-    parallelism_config=parallelism_config(),  # all processes share each sequence
+    parallelism_config=memo.parallelism_config(),  # all processes share each sequence
 )
 text = Path(argparse.__file__).read_bytes()
 windows = [list(text[start : start + TOKENS]) for start in range(0, 4 * TOKENS, TOKENS)]

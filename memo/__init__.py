@@ -10,6 +10,7 @@ from memo.planning import plan
 from memo.predicted import Figure
 from memo.report import KindReport, LaneReport, Report, Wear, report
 from memo.trace import trace
+from memo.trainer_seam import parallelism_config
 from memo.warning import MemoWarning
 from memo.wrap import unwrap, wrap
 from offload import MemoError, SpillError, TransferError
@@ -31,6 +32,7 @@ __all__ = [
     "SpillWarning",
     "TransferError",
     "Wear",
+    "parallelism_config",
     "plan",
     "report",
     "trace",

@@ -2,7 +2,8 @@
 place and taken back.
 
 Scope: deciding, and installing for the time of one call. While no call runs, nothing of the model
-is changed but the `forward` attribute itself, whose signature is the original's.
+is changed but the `forward` attribute itself, whose signature is the original's, and what DeepSpeed
+is told of layers (`zero.py`).
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ class Runtime:
     forecast: Forecast | None = None
     passes: Passes = field(default_factory=Passes)
     counts: dict[str, LayerCount] = field(default_factory=dict)
+    leaves: list[nn.Module] = field(default_factory=list)
     thread: OneThread = field(default_factory=OneThread)
     is_removed: bool = False
     notes: dict[str, int] = field(default_factory=dict)

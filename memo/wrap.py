@@ -23,6 +23,7 @@ from memo.parallel.setup import set_up
 from memo.runtime import Runtime, WrappedLayer
 from memo.switch import Switch
 from memo.warning import warn_once
+from memo.zero import mark_leaves, unmark_leaves, whole_parameters
 from offload import MemoError
 from planner.contracts import NoPlan, Plan
 
@@ -128,23 +129,12 @@ def wrap(
     by_hand = said.by_hand()
     root, layers = _wrappable(model)
     register()
-    samples = _samples(layers)
-    modes = check_layers(root, samples)
-    settings = by_hand or _planned(root, layers, modes, said)
-    options, asked = settings.options, settings.sequence_parallel
-    runtime = Runtime(
-        options,
-        layers,
-        modes,
-        _switch(root, modes),
-        [norm for norm in find_norms(root, layers) if is_tokenwise(norm)],
-        None if asked is None else set_up(asked, root, samples, modes, options),
-        settings.forecast,
-    )
+    runtime = _runtime(root, layers, by_hand, said)
+    runtime.leaves = mark_leaves(layer.module for layer in layers)
     root.__dict__[_RUNTIME] = runtime
     for owner in _owners(root, layers):
         Entry(owner, runtime).install()
-    for kind, mode in modes.items():
+    for kind, mode in runtime.modes.items():
         if not mode.is_tiled:
             warn_once(runtime, f"layers of class {kind} run whole, not tile by tile: {mode.reason}")
     return model
@@ -159,6 +149,7 @@ def unwrap(model: ModelT) -> ModelT:
     root = _root(model)
     # What others laid over our forwards in the meantime (mixed precision) still calls them.
     runtime_of(root).is_removed = True
+    unmark_leaves(runtime_of(root).leaves)
     del root.__dict__[_RUNTIME]
     for module in root.modules():
         entry = module.__dict__.get("forward")
@@ -210,6 +201,26 @@ def _wrappable(model: nn.Module) -> tuple[PreTrainedModel, list[WrappedLayer]]:
             "the model has parameters without memory (meta device); load its weights first"
         )
     return root, layers
+
+
+def _runtime(
+    root: PreTrainedModel, layers: list[WrappedLayer], by_hand: Settings | None, said: Arguments
+) -> Runtime:
+    """What the model is found to be, and what it is to do."""
+    samples = _samples(layers)
+    with whole_parameters(root, (layer.module for layer in layers), samples.values()):
+        modes = check_layers(root, samples)
+        settings = by_hand or _planned(root, layers, modes, said)
+        options, asked = settings.options, settings.sequence_parallel
+        return Runtime(
+            options,
+            layers,
+            modes,
+            _switch(root, modes),
+            [norm for norm in find_norms(root, layers) if is_tokenwise(norm)],
+            None if asked is None else set_up(asked, root, samples, modes, options),
+            settings.forecast,
+        )
 
 
 def _planned(

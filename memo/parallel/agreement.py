@@ -98,7 +98,8 @@ def check_same_batch(arguments: Mapping[str, Any], group: SequenceGroup) -> None
             f"ranks of one sequence group were given different batches: {', '.join(differing)} "
             f"{'is' if len(differing) == 1 else 'are'} not the same on all {group.size} ranks; a "
             "data loader must give all ranks of a group the same samples, and different ones to "
-            "different groups"
+            "different groups (transformers' Trainer and accelerate do when they are given "
+            "parallelism_config=memo.parallelism_config(N))"
         )
 
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from memo.contracts import LayerMode
 from memo.kinds import find_layers
@@ -101,7 +103,8 @@ def _time(
     calls = _TimedCalls(stopwatch, stopwatch=stopwatch)
     runtime = traced_runtime(modes, root, request, Placement.RECOMPUTE, calls, is_fake=False)
     shape = (request.batch, request.tokens)
-    ids = torch.randint(0, root.get_input_embeddings().num_embeddings, shape, device=device)
+    embeddings: Any = cast(PreTrainedModel, root).get_input_embeddings()
+    ids = torch.randint(0, embeddings.num_embeddings, shape, device=device)
     with settled(runtime.loss_tiles), installed(root, runtime), stopwatch.running():
         calls.cut(EMBEDDING, Pass.FORWARD, Segment.EMBEDDING)
         loss = model(input_ids=ids, labels=ids).loss

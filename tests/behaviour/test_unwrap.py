@@ -66,7 +66,7 @@ def test_unwrap_after_everything(name: str, placement: str) -> None:
     assert_equal_grads(after.grads, before.grads)
 
 
-def test_between_calls_a_wrapped_model_differs_by_its_entry_alone() -> None:
+def test_between_calls_a_wrapped_model_differs_by_its_entry_and_leaves_alone() -> None:
     model = settled()
     state = state_of(model)
     wrap(model)
@@ -76,7 +76,8 @@ def test_between_calls_a_wrapped_model_differs_by_its_entry_alone() -> None:
     for name, attributes in now.attributes.items():
         more = attributes.keys() - state.attributes[name].keys()
         ours = {"forward", "_memo_runtime"} if name in ("", "model") else set()
-        assert more <= ours
+        is_layer = "layers" in name.split(".")[-2:-1]
+        assert more <= ours | ({"_z3_leaf"} if is_layer else set())  # what DeepSpeed is told
         assert [key for key in attributes if key not in more] == list(state.attributes[name])
 
 

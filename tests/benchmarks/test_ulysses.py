@@ -94,15 +94,23 @@ def test_counted_bytes_of_any_heads_are_the_formula() -> None:
 
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[Peer, list[UlyssesSample]]:
-    """Both peers on two ranks, beside one process."""
+    """All peers on two ranks, beside one process."""
     pytest.importorskip("deepspeed")
     path = tmp_path_factory.mktemp("reference") / "gradients.pt"
+    spill_dir = tmp_path_factory.mktemp("spill")
     (loss,) = results(reference_gradients, 1, CASE, str(path), limit_s=LIMIT_S)
     found = {}
     for peer in Peer:
-        job = UlyssesJob(case=CASE, peer=peer, phase=Phase.PEAK, gradients=path)
+        job = UlyssesJob(
+            case=CASE,
+            peer=peer,
+            phase=Phase.PEAK,
+            gradients=path,
+            spill_dir=spill_dir if peer is Peer.MEMO_SSD else None,
+        )
         found[peer] = results(measure, CASE.ranks, job, limit_s=LIMIT_S)
         assert [sample.loss for sample in found[peer]] == pytest.approx([loss] * 2, rel=1e-5)
+    assert not list(spill_dir.iterdir())
     return found
 
 
@@ -110,7 +118,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[Peer, list[UlyssesSa
 def test_gradients_are_those_of_one_process_and_a_peers_scale_is_seen(
     peaks: dict[Peer, list[UlyssesSample]],
 ) -> None:
-    for sample in peaks[Peer.MEMO]:
+    for sample in (*peaks[Peer.MEMO], *peaks[Peer.MEMO_SSD]):
         assert sample.gradient_error is not None
         assert sample.gradient_error < 1e-5
         assert sample.gradient_scale == pytest.approx(1, rel=1e-5)
@@ -121,7 +129,7 @@ def test_gradients_are_those_of_one_process_and_a_peers_scale_is_seen(
 
 
 @pytest.mark.timeout(LIMIT_S)
-def test_both_peers_send_what_the_formula_says(peaks: dict[Peer, list[UlyssesSample]]) -> None:
+def test_all_peers_send_what_the_formula_says(peaks: dict[Peer, list[UlyssesSample]]) -> None:
     for peer, samples in peaks.items():
         sent = sum(sample.sent_bytes for sample in samples)
         assert sent == CASE.layers * layer_bytes(CASE, peer)

@@ -38,6 +38,8 @@ _PRELOADED = [
     "tests.distributed.models",
     "tests.distributed.calls",
     "tests.distributed.engines",
+    "tests.distributed.trainers",
+    "tests.distributed.accelerated",
 ]
 
 
