@@ -24,7 +24,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not long"
 
 # With what takes longer than CI has: every engine of every mesh, Trainer, the examples over ranks.
 test-all: $(VENV)/.installed

@@ -50,7 +50,9 @@ def local_tokens(request: PlanRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Costing:
-    """What a step costs with model states as chosen; `slowness` as `planner.swap.costs.Extras`."""
+    """What a step costs with model states as chosen; `slowness` as `planner.swap.costs.Extras`;
+    empty: the request's.
+    """
 
     request: PlanRequest
     choice: StateChoice
@@ -124,7 +126,7 @@ class Costing:
             optimizer_s=self.optimizer(trace).seconds,
             gradient_share=gradient_share(trace, states, self.dtype_bytes),
             exchange={layer.name: exchange for layer in trace.layers if layer.reason is None},
-            slowness=self.slowness,
+            slowness=self.slowness or self.request.slowness,
         )
 
 

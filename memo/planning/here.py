@@ -17,6 +17,7 @@ from memo.planning.applied import why_not
 from memo.planning.live import LiveModel
 from memo.planning.machine import machine_of
 from memo.planning.making import make
+from memo.planning.measured import measured_here
 from memo.planning.request import PlanRequest, tokens_of
 from offload import MemoError
 from planner.contracts import NoPlan, Plan
@@ -37,7 +38,7 @@ class Asked:
 
 def plan_here(root: PreTrainedModel, live: LiveModel, asked: Asked) -> Plan:
     """The fastest plan that fits, with the optimizer's states on the device. It takes some seconds,
-    most of them to measure the machine.
+    most of them to measure the machine and how fast it runs layers like the model's.
 
     Raises:
         ValueError: for sizes that are not understood.
@@ -50,11 +51,12 @@ def plan_here(root: PreTrainedModel, live: LiveModel, asked: Asked) -> Plan:
             "tokens plans for the device that the model is on, and that is the cpu beside a GPU: "
             "move the model to where it is trained first"
         )
+    node = machine_of(root, live, asked.directories, asked.spill_bytes)
     request = PlanRequest(
         name=type(root).__name__,
         config=root.config,
         tokens=tokens_of(asked.tokens),
-        node=machine_of(root, live, asked.directories, asked.spill_bytes),
+        node=replace(node, is_here=True),
         train=live.train,
         zero=3 if live.is_divided and live.ranks > 1 else 0,
         offload_optimizer="none",
@@ -64,6 +66,7 @@ def plan_here(root: PreTrainedModel, live: LiveModel, asked: Asked) -> Plan:
         find_longest=False,
         lay_out=False,
     )
+    request = measured_here(request)
     result = make(request).result
     if isinstance(result, NoPlan):
         longer = make(replace(request, find_longest=True)).result

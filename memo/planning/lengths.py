@@ -48,7 +48,7 @@ class Lengths:
 
     def _layer(self, one: LayerCost, two: LayerCost, line: _Line) -> LayerCost:
         tile_tokens = self.first.tile_tokens
-        is_whole = one.tiles == two.tiles == 1 and line.longest > tile_tokens
+        is_whole = one.is_whole
         tiles = 1 if is_whole else -(-line.tokens // tile_tokens)
         last_tokens = line.tokens - (tiles - 1) * tile_tokens
         return replace(
@@ -63,6 +63,7 @@ class Lengths:
             tile_bytes=line.size(one.tile_bytes, two.tile_bytes)
             if is_whole
             else max(one.tile_bytes, two.tile_bytes),
+            tile_pre_bytes=max(one.tile_pre_bytes, two.tile_pre_bytes),
             forward_live=_live(one.forward_live, two.forward_live, line),
             backward_live=_live(one.backward_live, two.backward_live, line),
         )
@@ -73,10 +74,6 @@ class _Line:
     first: int
     second: int
     tokens: int
-
-    @property
-    def longest(self) -> int:
-        return max(self.first, self.second)
 
     def value(self, one: float, two: float) -> float:
         """On the straight line through both."""
@@ -100,10 +97,15 @@ def _times(one: SegmentTimes, two: SegmentTimes, line: _Line) -> SegmentTimes:
 
 
 def _live(one: SegmentBytes, two: SegmentBytes, line: _Line) -> SegmentBytes:
+    """The last tile's length jumps with the tokens, so it is taken to need what others do."""
+    stored = None
+    if one.stored is not None and two.stored is not None:
+        stored = _live(one.stored, two.stored, line)
     return SegmentBytes(
         pre_bytes=line.size(one.pre_bytes, two.pre_bytes),
         core_bytes=line.size(one.core_bytes, two.core_bytes),
         post_bytes=line.size(one.post_bytes, two.post_bytes),
+        stored=stored,
     )
 
 

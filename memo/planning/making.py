@@ -106,7 +106,7 @@ def _plan(case: Case, chosen: Chosen, arena: Arena | None, longest: int | None) 
         arena_lower_bound_bytes=None if arena is None else arena.lower_bound_bytes,
         reserved_bytes=None if arena is None else arena.reserved_bytes,
     )
-    notes = [*case.notes, *notes_of(request, trace, chosen.costing)]
+    notes = [*request.notes, *case.notes, *notes_of(request, trace, chosen.costing)]
     if arena is not None and (excess := _excess_bytes(case, chosen, arena)):
         notes.append(layout_note(excess))
     return replace(plan, predictions=predictions, notes=tuple(notes))
@@ -127,5 +127,5 @@ def _no_plan(case: Case, longest: int | None) -> NoPlan:
         hardware=request.node.hardware,
         missing_bytes=missing(case),
         longest_tokens=longest,
-        notes=(*case.notes, *notes_of(request, trace, None)),
+        notes=(*request.notes, *case.notes, *notes_of(request, trace, None)),
     )

@@ -22,10 +22,13 @@ TERABYTE = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What is planned for; `device_kind`: whose kernels the model runs on."""
+    """What is planned for; `device_kind`: whose kernels the model runs on; `is_here`: it is this
+    machine.
+    """
 
     hardware: Hardware
     device_kind: DeviceKind
+    is_here: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +119,7 @@ def _probed(said: NodeArguments) -> Node:
         hardware = replace(hardware, disks=_disks(said.ssd))
     if (rate := _rate(said.pcie)) is not None:
         hardware = replace(hardware, d2h_bytes_per_s=rate, h2d_bytes_per_s=rate)
-    return Node(hardware, "cuda" if machine.gpus else "cpu")
+    return Node(hardware, "cuda" if machine.gpus else "cpu", is_here=True)
 
 
 def size_of(size: Size, name: str) -> int:

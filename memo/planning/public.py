@@ -6,6 +6,7 @@ Scope: the arguments and their documentation. The work is `making.py`'s.
 from __future__ import annotations
 
 from memo.planning.making import make
+from memo.planning.measured import measured_here
 from memo.planning.node import NodeArguments, Size, find_node
 from memo.planning.request import (
     STEP_TOLERANCE,
@@ -127,7 +128,7 @@ def requested(
     count = tokens_of(tokens)
     name, config = named_config(model)
     node = find_node(said)
-    return PlanRequest(
+    request = PlanRequest(
         name=name,
         config=config,
         tokens=count,
@@ -144,6 +145,7 @@ def requested(
         find_longest=find_longest,
         lay_out=lay_out,
     )
+    return measured_here(request)
 
 
 def _degree(gpus: int, tokens: int, asked: int | None) -> int:

@@ -5,7 +5,8 @@ Scope: plain data and the refusals of what cannot be; the machine is `node.py`'s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +17,7 @@ from memo.planning.node import Node
 from memo.tracing import load_config
 from planner.contracts import OffloadOptimizer, Train
 from planner.sizes import parse_tokens
+from planner.trace import Phase
 
 Zero = Literal[0, 1, 2, 3]
 Model = str | Path | PreTrainedConfig
@@ -32,7 +34,9 @@ class PlanRequest:
     None: what `memo.wrap` chooses. `step_tolerance`: the share of the shortest step that may be
     added to it to write less to the SSD and move less. `compare_degrees`: `sequence_parallel` is
     the largest of those to be compared. `find_longest` and `lay_out`: whether to tell the longest
-    sequence that fits, and what a layout of the device's memory takes.
+    sequence that fits, and what a layout of the device's memory takes. `slowness`: how many times
+    as long as by the hardware's rates each phase takes, where that was measured; `notes`: on the
+    request, for whoever reads its plan.
     """
 
     name: str
@@ -50,6 +54,8 @@ class PlanRequest:
     compare_degrees: bool = False
     find_longest: bool = True
     lay_out: bool = True
+    slowness: Mapping[Phase, float] = field(default_factory=dict, hash=False)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_at_least_one(tokens=self.tokens, batch=self.batch)

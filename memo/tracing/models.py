@@ -63,7 +63,7 @@ def fake_model(config: PreTrainedConfig, dtype: torch.dtype, *, train: Train = "
     """
     text = copy.deepcopy(config.get_text_config())  # a model writes its dtype into its config
     try:
-        with _without_initialising():
+        with without_initialising():
             model = AutoModelForCausalLM.from_config(text, dtype=dtype)
         model.tie_weights()  # is left out with the initialising
     except ValueError as error:
@@ -73,8 +73,10 @@ def fake_model(config: PreTrainedConfig, dtype: torch.dtype, *, train: Train = "
 
 
 @contextmanager
-def _without_initialising() -> Iterator[None]:
-    # Random numbers for fake weights are work for nothing.
+def without_initialising() -> Iterator[None]:
+    """Models that are made inside have weights of any value: random numbers for them would be work
+    for nothing.
+    """
     from transformers.initialization import no_init_weights
 
     with no_init_weights():

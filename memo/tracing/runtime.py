@@ -154,6 +154,19 @@ class TracedRuntime(Runtime):
         split.report_auxiliary(outputs)
         return split.output(y)
 
+    def _run_whole(
+        self, layer: WrappedLayer, forward: Callable[..., Any], x: Tensor, arguments: LayerArguments
+    ) -> Any:
+        """As the runtime's; what runs within backward is recomputation."""
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            first = self.recorder.direction is Pass.FORWARD
+            direction = Pass.FORWARD if first else Pass.RECOMPUTE
+            with self.recorder.within(Segment.WHOLE, direction):
+                return forward(*args, **kwargs)
+
+        return Runtime._run_whole(self, layer, told, x, arguments)
+
     @property
     def _parallel_core(self) -> Core:
         ranks = self.sequence_parallel

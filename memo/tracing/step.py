@@ -130,7 +130,7 @@ def _layer(kind: str, request: Request, runs: dict[Placement, Run]) -> LayerTrac
         o_bytes=sum(a.size_bytes for a in skeletal.values()) - x.size_bytes,
         stored_bytes=runs[Placement.KEEP].runtime.calls.stored_bytes(kind)
         if is_tiled
-        else need_of(kept.forward).left_bytes - need_of(recomputed.forward).left_bytes,
+        else _stored_whole(kept, recomputed, x.size_bytes),
         stored_pre_bytes=runs[Placement.KEEP].runtime.calls.stored_pre_bytes(kind)
         if is_tiled
         else 0,
@@ -141,6 +141,15 @@ def _layer(kind: str, request: Request, runs: dict[Placement, Run]) -> LayerTrac
         kept=kept,
         reason=runtime.modes[kind].reason,
     )
+
+
+def _stored_whole(kept: PartTrace, recomputed: PartTrace, x_bytes: int) -> int:
+    """What a whole layer holds beyond x. Where it saves a copy of x (in float32, as norms do) and
+    not x, x goes with its forward.
+    """
+    more = need_of(kept.forward).left_bytes - need_of(recomputed.forward).left_bytes
+    saves_x = any(a.kind is Kind.SKELETAL for a in kept.backward.allocations)
+    return max(0, more if saves_x else more - x_bytes)
 
 
 def _gradient_bytes(part: PartTrace) -> int:

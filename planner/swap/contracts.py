@@ -62,9 +62,12 @@ class LayerCost:
 
     `backward` is of tiles that are held; `recompute` comes on top when all tiles are recomputed:
     `post_s` before the core's backward, `pre_s` after it (0 where `pre` is held). `tile_bytes` is
-    what one full tile stores; `tile_pre_bytes` of these are wanted by `pre`'s backward, after the
-    core's. `o_bytes` counts the log-sum-exp. `gradient_bytes`: what the layer's backward leaves on
-    the device until the step ends. Live bytes are of a layer whose tiles are all recomputed.
+    what one full tile stores beside x and o; `tile_pre_bytes` of these are wanted by `pre`'s
+    backward, after the core's. `o_bytes` counts the log-sum-exp. `gradient_bytes`: what the layer's
+    backward leaves on the device until the step ends. Live bytes are of a layer whose tiles are all
+    recomputed.
+    `is_whole`: the layer cannot be cut, and its x is part of what its one tile stores: it goes
+    where the tile goes, and stays on the device while that is kept or recomputed.
     """
 
     name: str
@@ -80,9 +83,12 @@ class LayerCost:
     gradient_bytes: int = 0
     forward_live: SegmentBytes = field(default_factory=SegmentBytes)
     backward_live: SegmentBytes = field(default_factory=SegmentBytes)
+    is_whole: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, tiles=self.tiles)
+        if self.is_whole and self.tiles != 1:
+            raise ValueError(f"tiles is {self.tiles}: a whole layer has one")
         if not 0 < self.last_tile <= 1:
             raise ValueError(f"last_tile is {self.last_tile}: takes a share above 0 and at most 1")
         sizes = ("x_bytes", "o_bytes", "tile_bytes", "tile_pre_bytes", "gradient_bytes")

@@ -230,6 +230,7 @@ def layer_cost(
         forward_live=live_in(layer, Pass.FORWARD, layer.x_bytes + passing_bytes),
         # x, o and the gradient of y, which is as large as x, are there when it begins.
         backward_live=live_in(layer, Pass.BACKWARD, 2 * layer.x_bytes + layer.o_bytes),
+        is_whole=layer.reason is not None,
     )
 
 

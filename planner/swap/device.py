@@ -46,11 +46,11 @@ def _backward(
     """The group's layer `index`; `after_bytes` are gradients that later layers have left."""
     cost, count = own.group.cost, own.group.count
     kept, skeletal = own.tiles_in(Tier.DEVICE), own.skeletal_in(Tier.DEVICE)
-    live, pre_share = cost.backward_live, cost.tile_pre_bytes / max(cost.tile_bytes, 1)
+    live = cost.backward_live
     base = pulp.lpSum([*before, index / count * skeletal, after_bytes / GIB])
-    yield base + (index + 1) / count * kept + live.post_bytes / GIB
-    late_bytes = max(live.pre_bytes, live.core_bytes)
-    yield base + (index + pre_share) / count * kept + late_bytes / GIB
+    # A tile's graph is whole until its `pre` has run: kept tiles are all there at first.
+    most_bytes = max(live.post_bytes, live.core_bytes, live.pre_bytes)
+    yield base + (index + 1) / count * kept + most_bytes / GIB
 
 
 def least_live(cost: StepCost) -> Iterator[float]:

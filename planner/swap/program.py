@@ -22,7 +22,7 @@ from planner.contracts import Lane, Placement, Tier
 from planner.swap.contracts import Budgets, Rates, StepCost
 from planner.swap.device import least_live, live_moments
 from planner.swap.groups import Group
-from planner.swap.variables import GIB, Expression, GroupVariables, Rules
+from planner.swap.variables import GIB, WHOLE_TIER, Expression, GroupVariables, Rules
 
 MOVING_COST = 1e-4
 """A second of a lane costs as much as this of the step: of plans that are equally fast, the one
@@ -155,17 +155,27 @@ class Program:
     def _group(self, index: int, group: Group) -> GroupVariables:
         allowed = {tier for tier in Tier if self.rates.has_ssd or tier is not Tier.SSD}
         placements = [p for p in Placement if p in self.rules.placements and self._has(p)]
-        tiers = [t for t in Tier if t in self.rules.skeletal and t in allowed]
+        tiers = [t for t in self._skeletal(group, placements) if t in allowed]
         tiles = {p: self._integer(f"tiles_{index}_{p}", group.tiles) for p in placements}
         x = {t: self._integer(f"x_{index}_{t}", group.count) for t in tiers}
         o = {t: self._integer(f"o_{index}_{t}", group.count) for t in tiers}
         self.problem += pulp.lpSum(tiles.values()) == group.tiles
         self.problem += pulp.lpSum(x.values()) == group.count
         self.problem += pulp.lpSum(o.values()) == group.count
-        if not self.rules.skeletal_apart:
+        if group.cost.is_whole or not self.rules.skeletal_apart:
             for tier in tiers:
                 self.problem += x[tier] == o[tier]
+        if group.cost.is_whole:
+            for tier in tiers:
+                own = [tiles[p] for p in placements if WHOLE_TIER[p] is tier]
+                self.problem += x[tier] == pulp.lpSum(own)
         return GroupVariables(group, tiles, x, o)
+
+    def _skeletal(self, group: Group, placements: Sequence[Placement]) -> list[Tier]:
+        """Where x and o may be: what is allowed, or, of whole layers, where their tiles may be."""
+        if group.cost.is_whole:
+            return [t for t in Tier if t in {WHOLE_TIER[p] for p in placements}]
+        return [t for t in Tier if t in self.rules.skeletal]
 
     def _has(self, placement: Placement) -> bool:
         return self.rates.has_ssd or placement is not Placement.SSD

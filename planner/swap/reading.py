@@ -16,7 +16,7 @@ from planner.swap.contracts import LayerCost
 from planner.swap.device import live_moments
 from planner.swap.groups import deal
 from planner.swap.program import Program
-from planner.swap.variables import GIB, GroupVariables, solved
+from planner.swap.variables import GIB, WHOLE_TIER, GroupVariables, solved
 
 _ROUNDING_BUFFERS = 2
 """The most that is worth having in flight, in layers (MEMO, arXiv 2407.12117, section 4.2: one is
@@ -36,6 +36,9 @@ def read_plan(program: Program) -> SwapPlan:
 def _deal(own: GroupVariables) -> list[LayerSwap]:
     hands = own.group.count
     tiles = deal(solved(own.tiles), Placement.KEEP, hands)
+    if own.group.cost.is_whole:
+        places = [WHOLE_TIER[next(iter(hand))] for hand in tiles]
+        return [LayerSwap(tiles=t, x=p, o=p) for t, p in zip(tiles, places, strict=True)]
     x, o = (deal(solved(tiers), Tier.DEVICE, hands) for tiers in (own.x, own.o))
     return [LayerSwap(tiles=tiles[i], x=next(iter(x[i])), o=next(iter(o[i]))) for i in range(hands)]
 

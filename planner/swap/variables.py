@@ -22,6 +22,15 @@ PLACEMENT_OF_TIER = {
     Tier.SSD: Placement.SSD,
 }
 
+WHOLE_TIER = {
+    Placement.KEEP: Tier.DEVICE,
+    Placement.HOST: Tier.HOST,
+    Placement.SSD: Tier.SSD,
+    Placement.RECOMPUTE: Tier.DEVICE,
+}
+"""Where x of a layer that runs whole is, by its tile's placement: what is stored of it has x in it,
+and what recomputes it starts from x."""
+
 Expression: TypeAlias = Any
 """An affine expression, a variable or a number of PuLP, which has no types."""
 

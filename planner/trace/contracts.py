@@ -129,7 +129,8 @@ class LayerTrace:
 
     `recomputed` is the layer with every tile's placement RECOMPUTE, `kept` with KEEP.
     `stored_bytes` is what one full tile holds if it is kept (or on the host, or on the SSD), of
-    which `stored_pre_bytes` are wanted by `pre`'s backward alone;
+    which `stored_pre_bytes` are wanted by `pre`'s backward alone; a whole layer that is kept holds
+    so many more than x, whether or not x is among them;
     `x_bytes` and `o_bytes` (attention's output with its log-sum-exp) are the layer's skeletal
     bytes.
     """

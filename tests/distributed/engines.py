@@ -158,12 +158,21 @@ def _synchronised(engine: nn.Module, *, is_last: bool) -> AbstractContextManager
     return nullcontext() if is_last else engine.no_sync()
 
 
+def set_up_deepspeed() -> None:
+    """For ranks on a CPU, in a process that is ours, before deepspeed starts."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
+    import deepspeed.ops
+
+    # Only inference calls it, and it would be compiled for each run of tests: tests are at no home
+    # where it could be kept.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def under_deepspeed(
     model: nn.Module, zero: Mapping[str, Any], *, accumulation: int = 1, clip: float | None = None
 ) -> Any:
     """The engine of a model; `zero` is `zero_optimization` of DeepSpeed's configuration."""
-    # Read when deepspeed is imported, and started; this process is ours.
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
+    set_up_deepspeed()
     import deepspeed
     from deepspeed.utils import set_z3_leaf_modules
 

@@ -34,6 +34,7 @@ from transformers import (
 import memo
 from memo.parallel.wire import Wire
 from memo.trainer_seam import parallelism_config
+from tests.distributed.engines import set_up_deepspeed
 from tests.families.catalogue import family_named
 from tests.families.harness import build, random_ids
 
@@ -139,6 +140,8 @@ def several(wire: Wire, runs: list[Run], start: Path, folder: Path) -> list[Outc
     with as_torchrun(), pytest.MonkeyPatch.context() as patch:
         if any(run.engine != "ddp" for run in runs):
             take_cpus_for_gpus(patch)
+        if any(run.engine == "zero3" for run in runs):
+            set_up_deepspeed()
         return [_over_ranks(run, start, folder / f"{index}") for index, run in enumerate(runs)]
 
 
@@ -259,6 +262,5 @@ def as_torchrun() -> Iterator[None]:
         "LOCAL_WORLD_SIZE": str(dist.get_world_size()),
         "MASTER_ADDR": socket.gethostname(),
         "MASTER_PORT": "29500",  # never opened: the ranks have met
-        "DS_ACCELERATOR": "cpu",
     }
     yield

@@ -37,7 +37,12 @@ def _numbers(value: object, path: str = "") -> dict[str, float]:
 def test_costs_between_and_beyond_two_lengths(tokens: int) -> None:
     lengths = Lengths(_cost(6000), _cost(12_000), 6000, 12_000)
     expected, found = _numbers(_cost(tokens)), _numbers(lengths.at(tokens))
-    assert expected.keys() == found.keys()
+    lasts = {name: value for name, value in expected.items() if name.endswith(".last_bytes")}
+    assert expected.keys() - found.keys() == lasts.keys()
+    for name, value in lasts.items():  # told as that of a full tile, which is as much or more
+        full = found[name.replace(".last_bytes", ".post_bytes")]
+        assert value <= 1.03 * full, name
+        del expected[name]
     for name, value in expected.items():
         tolerance = 0.03 if name.endswith("_live_bytes") or "_live." in name else 0.01
         assert found[name] == pytest.approx(value, rel=tolerance, abs=1e-6), name

@@ -25,6 +25,7 @@ from memo.planning.states import StateChoice
 from memo.wrap import runtime_of
 from offload import Lane as RuntimeLane
 from planner.contracts import Lane, Placement, Tier
+from planner.swap.costs import Clock
 from planner.trace.recorder import Recorder, peak_bytes
 from tests.memo.planning.common import disks, machine
 from tests.memo.tracing.common import config_of
@@ -43,8 +44,13 @@ CASES = {
 }
 FAMILIES = ("llama", "gpt2", "gemma3_text", "mixtral", "phi", "lfm2")
 TOLERANCE = 0.003
-WHOLE_TOLERANCE = 0.03
-"""Where a layer runs whole, what it holds may go earlier than where one layer stands for many."""
+MOVED_TOLERANCE = 0.01
+"""Where tiles are moved: storages up to 4 KiB stay on the device, which predictions do not tell
+apart. Of layers as narrow as these that are some thousandths (an expert's rows)."""
+
+LSE_BYTES = 4 * 8 * TOKENS
+"""Of the log-sum-exp of one layer of 8 heads, in float32: of a windowed layer it lies in storages
+below 4 KiB, one for each block of queries."""
 
 
 def _request(family: str, **changes: Any) -> PlanRequest:
@@ -124,11 +130,25 @@ def test_the_peak_is_what_was_predicted(family: str, case: str, tmp_path: Path) 
     predictor = Predictor(request, NO_STATES)
     found = predictor.predictions(predictor.uniform(*CASES[case]))
     run = _measured(request, case, tmp_path)
-    tolerance = WHOLE_TOLERANCE if family == "lfm2" else TOLERANCE
+    tolerance = MOVED_TOLERANCE if case.split("/")[0] in ("host", "ssd") else TOLERANCE
     assert found.peak_bytes[Tier.DEVICE] == pytest.approx(run.peak_bytes, rel=tolerance)
     assert predictor.base_bytes == pytest.approx(run.base_bytes, rel=TOLERANCE)
     # What is read back, and written to the disk, depends on who is faster.
-    assert found.moved_bytes[Lane.D2H] == pytest.approx(run.moved_bytes.get(Lane.D2H, 0), rel=0.02)
+    staying = LSE_BYTES * getattr(request.config, "layer_types", []).count("sliding_attention")
+    moved = pytest.approx(run.moved_bytes.get(Lane.D2H, 0), rel=0.02, abs=staying)
+    assert found.moved_bytes[Lane.D2H] == moved
+
+
+def test_a_whole_layer_that_is_recomputed_runs_forward_once_more() -> None:
+    predictor = Predictor(_request("lfm2"), NO_STATES)
+    whole, tiled = predictor.cost.layers
+    assert whole.is_whole
+    assert not tiled.is_whole
+    # Torch's checkpointing stops where all that backward wants is there again.
+    assert 0.8 * whole.forward.total_s <= whole.recompute.total_s <= whole.forward.total_s
+    trace = predictor.trace.layers[0]
+    kept_s = Clock(predictor.request.node.hardware, "bfloat16").by_phase("", trace.kept.backward)
+    assert whole.backward.total_s == pytest.approx(sum(kept_s.values()))
 
 
 def test_a_phase_that_is_slow_makes_the_step_long() -> None:

@@ -94,9 +94,16 @@ def all_layers(cost: LayerCost, tiers: Sequence[Tier]) -> Iterator[LayerSwap]:
     names = [Placement.RECOMPUTE, *(_PLACEMENT[tier] for tier in tiers)]
     for counts in itertools.product(range(cost.tiles + 1), repeat=len(names)):
         if sum(counts) == cost.tiles:
-            for tier in tiers:
-                tiles = dict(zip(names, counts, strict=True))
+            tiles = dict(zip(names, counts, strict=True))
+            for tier in [_tier_of_whole(tiles)] if cost.is_whole else tiers:
                 yield LayerSwap(tiles=tiles, x=tier, o=tier)
+
+
+def _tier_of_whole(tiles: dict[Placement, int]) -> Tier:
+    """Where x of a whole layer is, by its one tile."""
+    moved = {Placement.HOST: Tier.HOST, Placement.SSD: Tier.SSD}
+    (placement,) = (place for place, count in tiles.items() if count)
+    return moved.get(placement, Tier.DEVICE)
 
 
 _PLACEMENT = {
@@ -133,10 +140,8 @@ def device_live(cost: StepCost, plan: Sequence[LayerSwap]) -> int:
     for index in reversed(range(len(cost.layers))):
         layer, live = cost.layers[index], cost.layers[index].backward_live
         before -= kept[index]
-        pre_part = layer.tile_pre_bytes * plan[index].tiles.get(Placement.KEEP, 0)
-        moment = before + after
-        moments += [moment + tiles[index] + live.post_bytes]
-        moments += [moment + pre_part + live.core_bytes, moment + pre_part + live.pre_bytes]
+        moment = before + after + tiles[index]
+        moments += [moment + live.post_bytes, moment + live.core_bytes, moment + live.pre_bytes]
         after += layer.gradient_bytes
     return max(moments) + cost.resident_bytes.get(Tier.DEVICE, 0)
 

@@ -15,7 +15,7 @@ from planner.swap.groups import Group, group_layers
 from planner.swap.program import Program
 from planner.swap.solver import installed_solvers, solve
 from planner.swap.solving import Search, missing_bytes, solve_swap
-from planner.swap.variables import Rules
+from planner.swap.variables import WHOLE_TIER, Rules
 from tests.planner.swap.cases import (
     MIB,
     Case,
@@ -194,3 +194,40 @@ def test_eighty_layers_take_seconds() -> None:
     assert solution is not None
     assert solution.gap < 1e-3
     assert solution.outcome.solve_s < 10
+
+
+def _with_whole(case: Case, *indices: int) -> Case:
+    """Those layers cannot be cut: one tile, in which x is, and no o."""
+    layers = [
+        replace(layer, tiles=1, is_whole=True, o_bytes=0, tile_pre_bytes=0)
+        if index in indices
+        else layer
+        for index, layer in enumerate(case.cost.layers)
+    ]
+    return replace(case, cost=replace(case.cost, layers=tuple(layers)))
+
+
+@pytest.mark.parametrize("seed", range(200, 215))
+def test_whole_layers_are_used_as_well_as_by_trying_all(seed: int) -> None:
+    case = _with_whole(random_case(seed, layers=3, tiles=2, has_ssd=True), 0, 2)
+    best = best_lost_s(case)
+    found = _objective(case, SOLVERS[0])
+    assert found == (None if best is None else pytest.approx(best, abs=_INCREMENT_S))
+
+
+@pytest.mark.parametrize("search", [Search(), EXACT])
+@pytest.mark.parametrize("seed", range(300, 312))
+def test_x_of_a_whole_layer_is_where_its_tile_is(seed: int, search: Search) -> None:
+    """Of groups of layers, too, whose tiles are dealt out to them."""
+    case = _with_whole(random_case(seed, layers=2, tiles=5, has_ssd=True), 0)
+    whole, tiled = case.cost.layers
+    cost = replace(case.cost, layers=((whole,) * 7 + (tiled,)) * 2)
+    most = sum(layer.all_bytes for layer in cost.layers)
+    budgets = Budgets(device_bytes=most // 3 + (1 << 30), host_bytes=most // 5, ssd_bytes=most // 6)
+    search = replace(search, max_groups=4, time_limit_s=10)
+    solution = solve_swap(cost, case.rates, budgets, Rules(held_layers=0.0), search)
+    assert solution is not None
+    for layer, swap in zip(cost.layers, solution.plan.layers, strict=True):
+        if layer.is_whole:
+            (placement,) = swap.tiles
+            assert swap.x is swap.o is WHOLE_TIER[placement]
