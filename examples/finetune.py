@@ -6,8 +6,9 @@
     accelerate launch --config_file examples/configs/zero3.yaml examples/finetune.py
 
 Each of several processes runs its share of a sequence's tokens, and prints the same loss as one
-alone. Needs accelerate: pip install 'memo-offload[trainer]'. The model is random and reads bytes,
-so that nothing is downloaded.
+alone. Without GPUs, accelerate takes DDP whatever the configuration says. Needs accelerate:
+pip install 'memo-offload[trainer]'. The model is random and reads bytes, so that nothing is
+downloaded.
 """
 
 import argparse

@@ -7,7 +7,8 @@
         examples/configs/fsdp2.json
 
 All processes share each sequence; any other argument of `TrainingArguments` may follow. Needs
-accelerate, as `Trainer` itself does: pip install 'memo-offload[trainer]'. Leave
+accelerate, as `Trainer` itself does: pip install 'memo-offload[trainer]'. DeepSpeed (zero2.json
+and zero3.json) and FSDP are for GPUs: accelerate has neither on CPUs. Leave
 `gradient_checkpointing` off: memo takes its place.
 """
 

@@ -22,9 +22,12 @@ Moment = float | torch.cuda.Event
 
 @dataclass(slots=True)
 class Passes:
-    """Those that have come to their end since the last reset."""
+    """Those that have come to their end since the last reset. The end of the very first one lets
+    the device's peak memory start anew: it has what loading the model and trying kernels took.
+    """
 
     _ended: deque[tuple[Moment, Moment]] = field(default_factory=deque)
+    _of_peak: int = -1
 
     def __deepcopy__(self, _: dict[int, object]) -> Passes:
         """A copy of a model has run nothing, and events cannot be copied."""
@@ -35,6 +38,11 @@ class Passes:
         return len(self._ended)
 
     @property
+    def has_peak(self) -> bool:
+        """Whether the device's peak is of whole passes, without the first."""
+        return self._of_peak > 0
+
+    @property
     def median_s(self) -> float | None:
         """None: no pass has ended. The host waits for those that are under way on the device."""
         seconds = [_seconds(start, stop) for start, stop in self._ended]
@@ -42,6 +50,7 @@ class Passes:
 
     def reset(self) -> None:
         self._ended.clear()
+        self._of_peak = min(self._of_peak, 0)
 
     def begin(self, x: Tensor) -> Moment:
         """The first layer is about to run on `x`."""
@@ -53,15 +62,15 @@ class Passes:
         measured where `x` takes none.
         """
         if is_one_node and y.grad_fn is not None:
-            y.grad_fn.register_hook(partial(_stop, self._ended, start, x.device))
+            y.grad_fn.register_hook(partial(self._stop, start, x.device))
         elif x.requires_grad:
-            x.register_hook(partial(_stop, self._ended, start, x.device))
+            x.register_hook(partial(self._stop, start, x.device))
 
-
-def _stop(
-    ended: deque[tuple[Moment, Moment]], start: Moment, device: torch.device, *_: object
-) -> None:
-    ended.append((start, _now(device)))
+    def _stop(self, start: Moment, device: torch.device, *_: object) -> None:
+        self._ended.append((start, _now(device)))
+        self._of_peak += 1
+        if not self._of_peak and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def _now(device: torch.device) -> Moment:

@@ -35,13 +35,14 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What a run did. `pass_s` None: no pass has ended; `peak_bytes` without what is not known.
+    """What a run did. `pass_s` None: no pass has ended; `peak_bytes` without what is not known, and
+    None for what is known after another pass.
     `moved_bytes`, `exposed_s` and `ssd_written_bytes` are means over `passes` (0: there were none).
     """
 
     passes: float
     pass_s: float | None
-    peak_bytes: Mapping[Tier, int]
+    peak_bytes: Mapping[Tier, int | None]
     moved_bytes: Mapping[Lane, float]
     exposed_s: Mapping[Lane, float]
     ssd_written_bytes: float
@@ -66,6 +67,7 @@ class Figure:
 
 
 NO_PASS = "no backward has run to its end"
+FIRST_PASS = "the first pass, in which kernels are tried, is not counted"
 NO_DEVICE = "tensors of a processor are not counted"
 STAGED = "what is staged for the SSD is not counted"
 
@@ -86,8 +88,12 @@ def _peaks(forecast: Forecast, measured: Measured) -> Iterator[Figure]:
                 unit="bytes",
                 predicted=size_bytes,
                 measured=found,
-                why_not=NO_PASS if is_known else reasons.get(tier, ""),
+                why_not=_missed(measured) if is_known else reasons.get(tier, ""),
             )
+
+
+def _missed(measured: Measured) -> str:
+    return FIRST_PASS if measured.passes else NO_PASS
 
 
 def _times(forecast: Forecast, measured: Measured) -> Iterator[Figure]:

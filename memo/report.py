@@ -69,14 +69,16 @@ class Wear:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What happened since `wrap` (or the last `reset`). `peak_bytes` is the store's, per tier;
-    `device_peak_bytes` is the whole process's on its CUDA device, None without one. `lanes` are
+    `device_peak_bytes` is the whole process's on the model's CUDA device (of several: the one with
+    most) since the last reset, of whoever resets PyTorch's; None without one. `lanes` are
     those that were used; `forwarded_bytes` were asked for while they were still on the device, and
     `in_flight_peak_bytes` is what copies held of its memory at most; `spared_bytes` were to go to a
     disk and were not wanted any more before they were written. `host_memory_bytes` is the memory
     that was allocated on the host. `attention` names the kernel of every shape of call. `notes` are
     fallbacks and refusals, with how often. `predicted` sets a plan's figures beside what was
-    measured, means of all passes since the last reset (the time's median), the first of which is
-    slower than others: reset after it. Empty without a `plan`.
+    measured, means of all passes since the last reset (the time's median). The first pass is slower
+    than others: reset after it. The device's peak is of what follows the first pass: until then it
+    has what loading the model and trying kernels took. Empty without a `plan`.
     """
 
     tile_tokens: int | None
@@ -106,7 +108,8 @@ class Report:
 
 
 def report(model: nn.Module, *, reset: bool = False, endurance_tbw: float | None = None) -> Report:
-    """What a wrapped model did; `reset` lets the counts start anew. `endurance_tbw` is the rated
+    """What a wrapped model did; `reset` lets the counts start anew, and PyTorch's peak memory
+    statistics of the model's CUDA devices with them. `endurance_tbw` is the rated
     endurance of the drives in `spill_dir` together, in terabytes (10^12 bytes) written.
 
     Raises:
@@ -124,13 +127,29 @@ def report(model: nn.Module, *, reset: bool = False, endurance_tbw: float | None
         runtime.store.reset_peaks()
         runtime.notes.clear()
         runtime.passes.reset()
+        for device in _cuda_devices(runtime):
+            torch.cuda.reset_peak_memory_stats(device)
     return result
+
+
+def _cuda_devices(runtime: Runtime) -> list[torch.device]:
+    """Where the layers are now, and where what they stored came from: an engine may keep parameters
+    on the host between calls.
+    """
+    if not torch.cuda.is_available():
+        return []
+    params = (param for layer in runtime.layers for param in layer.module.parameters())
+    found = dict.fromkeys((*(param.device for param in params), *runtime.store.hosts))
+    return [device for device in found if device.type == "cuda"]
+
+
+def _device_peak_bytes(runtime: Runtime) -> int | None:
+    return max(map(torch.cuda.max_memory_allocated, _cuda_devices(runtime)), default=None)
 
 
 def _read(runtime: Runtime, endurance_tbw: float | None) -> Report:
     kinds = tuple(_kind(runtime, kind) for kind in runtime.modes)
     counts = runtime.store.counts
-    cuda = torch.cuda.is_available()
     lanes = _lane_reports(runtime)
     return Report(
         tile_tokens=runtime.tile_tokens,
@@ -139,7 +158,7 @@ def _read(runtime: Runtime, endurance_tbw: float | None) -> Report:
         moved_bytes={
             tier: count.moved_bytes for tier, count in counts.items() if tier != Tier.DEVICE
         },
-        device_peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+        device_peak_bytes=_device_peak_bytes(runtime),
         lanes=lanes,
         forwarded_bytes=sum(meter.forwarded_bytes for meter in _meters(runtime)),
         in_flight_peak_bytes=max((m.in_flight_peak_bytes for m in _meters(runtime)), default=0),
@@ -157,9 +176,11 @@ def _predicted(runtime: Runtime, lanes: dict[Lane, LaneReport]) -> tuple[Figure,
     if runtime.forecast is None:
         return ()
     counts, passes = runtime.store.counts, _passes(runtime)
-    peaks = {tier: counts[tier].peak_bytes for tier in (Tier.HOST, Tier.SSD)}
-    if (device := next(runtime.layers[0].module.parameters()).device).type == "cuda":
-        peaks[Tier.DEVICE] = torch.cuda.max_memory_allocated(device)
+    peaks: dict[Tier, int | None] = {
+        tier: counts[tier].peak_bytes for tier in (Tier.HOST, Tier.SSD)
+    }
+    if (device_bytes := _device_peak_bytes(runtime)) is not None:
+        peaks[Tier.DEVICE] = device_bytes if runtime.passes.has_peak else None
     each = max(passes, 1)
     moved = {lane: found.moved_bytes / each for lane, found in lanes.items()}
     measured = Measured(

@@ -77,6 +77,7 @@ class Runtime:
     leaves: list[nn.Module] = field(default_factory=list)
     thread: OneThread = field(default_factory=OneThread)
     is_removed: bool = False
+    is_division_known: bool = False
     notes: dict[str, int] = field(default_factory=dict)
     tile_tokens: int | None = None
     since_s: float = field(default_factory=perf_counter)
@@ -130,6 +131,18 @@ class Runtime:
                 f"plan is for {planned.batch} x {planned.tokens}: pad to that, or wrap the model "
                 "with a plan for this"
             )
+        self._check_division()
+
+    def _check_division(self) -> None:
+        """In the first call with gradients: engines divide parameters after `wrap`."""
+        if self.forecast is None or self.is_division_known:
+            return
+        from memo.planning.applied import division_note  # planning imports this module
+
+        note = division_note(self.forecast.plan, [layer.module for layer in self.layers])
+        if note is not None:
+            self.note(note)
+        self.is_division_known = True
 
     def _run(
         self, layer: WrappedLayer, forward: Callable[..., Any], x: Tensor, arguments: LayerArguments

@@ -62,7 +62,10 @@ def wrap(
             tiles and skeletal tensors go where it says. It decides `tile_tokens`, `placement`,
             `skeletal`, `in_flight_bytes`, `host_bytes` and `sequence_parallel`, which are refused
             beside it; `spill_dir` is needed if it uses the SSD. Calls with gradients are of the
-            planned length and batch; without gradients, of any.
+            planned length and batch; without gradients, of any. Its ZeRO stage, and an optimizer on
+            the host or the SSD, are for an engine to do (DeepSpeed, FSDP2), before `wrap` or after:
+            the first call with gradients is refused (`MemoError`) where stage 3 was planned for
+            several ranks and parameters are whole.
         tokens: the length of a sequence (a number, or "64k" or "1M" of 1024): plan for it now, for
             the memory that is free on this machine, and run that. It takes some seconds, most of
             them to measure the machine; `spill_dir` is measured, too, unless `memo bench ssd` has

@@ -2,7 +2,8 @@
 
 Scope: one conversion. A measured rate is a peak with an efficiency of 1, but for a GPU that the
 table knows: its peak stays, as what MFU is counted against, and the efficiency is what was measured
-of it.
+of it. On a processor, device and host are one memory, so nothing is put on the host but what is
+staged for an SSD, for which an eighth is set apart (chosen, not measured).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from memo.doctor.contracts import ComputeRate, DiskProbe, GpuProbe, Machine
 from offload import MemoError
 from planner.hardware import Disks, Efficiency, Gpu, Hardware, find_gpu
+
+STAGING = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,9 @@ class _Compute:
 
 def hardware_of(machine: Machine, *, dtype: str = "bfloat16") -> Hardware:
     """The machine to plan for, with efficiencies for `dtype`. Without a GPU the processor is the
-    device, and its memory both tiers'. All GPUs count as the first one, whose free memory is what
-    allocations may take; all disks as the slowest, on its least free space, each file system once.
+    device, and its memory is divided between both tiers (`shared_memory`). All GPUs count as the
+    first one, whose free memory is what allocations may take; all disks as the slowest, on its
+    least free space, each file system once.
 
     Raises:
         MemoError: when neither a measurement nor the table says what the device computes in
@@ -42,17 +46,23 @@ def hardware_of(machine: Machine, *, dtype: str = "bfloat16") -> Hardware:
             "another dtype, or probe with measure=True"
         )
     d2h, h2d, link = _links(machine, gpu, known)
+    disks, available_bytes = _disks(machine.disks), machine.host.available_bytes
+    device_bytes, host_bytes = (
+        (gpu.free_bytes, available_bytes)
+        if gpu is not None
+        else shared_memory(available_bytes, is_staging=disks is not None)
+    )
     return Hardware(
         device=machine.processor if gpu is None else gpu.name,
         gpus=max(len(machine.gpus), 1),
-        device_bytes=machine.host.available_bytes if gpu is None else gpu.free_bytes,
+        device_bytes=device_bytes,
         peak_flops_per_s=compute.peak_flops_per_s,
         device_bytes_per_s=_memory_rate(machine, gpu, known),
         d2h_bytes_per_s=d2h,
         h2d_bytes_per_s=h2d,
         link_bytes_per_s=_peers(machine, known),
-        host_bytes=machine.host.available_bytes,
-        disks=_disks(machine.disks),
+        host_bytes=host_bytes,
+        disks=disks,
         efficiency=Efficiency(
             matmul=compute.matmul,
             attention_forward=compute.attention_forward,
@@ -61,6 +71,14 @@ def hardware_of(machine: Machine, *, dtype: str = "bfloat16") -> Hardware:
         ),
         source="measured on this machine",
     )
+
+
+def shared_memory(size_bytes: int, *, is_staging: bool) -> tuple[int, int]:
+    """A processor's memory, in bytes, as its device's and its host's; `is_staging`: there is an
+    SSD. A host has a byte at least.
+    """
+    host_bytes = int(size_bytes * STAGING) if is_staging else 1
+    return size_bytes - host_bytes, host_bytes
 
 
 def _known(name: str) -> Gpu | None:

@@ -5,16 +5,17 @@ Scope: from the planner's words to the runtime's, and the refusal of a plan for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from rich.filesize import decimal
+from torch import nn
 
 from memo.contracts import LayerPlacement, Options, PlannedCalls
 from memo.planning.forecast import runtime_bytes
-from memo.planning.live import LiveModel
-from offload import Placement, Tier
+from memo.planning.live import LiveModel, is_divided
+from offload import MemoError, Placement, Tier
 from planner.codec import PlanError
 from planner.contracts import LayerSwap, NoPlan, Plan
 from planner.contracts import Placement as Planned
@@ -48,10 +49,12 @@ def found_plan(plan: object) -> Plan:
 
 
 def why_not(plan: NoPlan) -> str:
-    """What binds, and how long a sequence may be."""
+    """What binds, and how long a sequence may be. A GPU's memory is each one's, the host's and the
+    disks' are the node's, of which the plan's figures are one rank's share.
+    """
     work = plan.workload
     cures = [
-        f"{decimal(size)} more of the {tier}"
+        _cure(tier, size, work.ranks)
         for tier, size in plan.missing_bytes.items()
         if size is not None
     ]
@@ -63,8 +66,17 @@ def why_not(plan: NoPlan) -> str:
     )
 
 
+def _cure(tier: PlannedTier, size_bytes: int, ranks: int) -> str:
+    if ranks == 1:
+        return f"{decimal(size_bytes)} more of the {tier}"
+    if tier is PlannedTier.DEVICE:
+        return f"{decimal(size_bytes)} more of the {tier} on each GPU"
+    return f"{decimal(ranks * size_bytes)} more of the {tier} on the node"
+
+
 def check_model(plan: Plan, live: LiveModel) -> None:
-    """Whether the plan is for this model and this job.
+    """Whether the plan is for this model and this job. How parameters are divided is not looked at:
+    engines do that later (`division_note`).
 
     Raises:
         PlanError: names all that the plan was not made for.
@@ -85,6 +97,29 @@ def check_model(plan: Plan, live: LiveModel) -> None:
     )
     for index, (layer, is_tiled) in enumerate(zip(plan.swap.layers, live.tiled, strict=True)):
         _check_layer(plan, index, layer, is_tiled=is_tiled)
+
+
+def division_note(plan: Plan, layers: Iterable[nn.Module]) -> str | None:
+    """What is otherwise than planned, and can be lived with, in how the layers' parameters are
+    divided among the ranks. It is asked in a call with gradients, where the engine is in place. Of
+    ZeRO's stages only the third can be told from parameters.
+
+    Raises:
+        MemoError: for parameters that are whole, where stage 3 was planned.
+    """
+    work, divided = plan.workload, is_divided(layers)
+    if work.ranks == 1 or divided == (work.zero == 3):
+        return None
+    if divided:
+        return (
+            f"the plan counts the parameters whole on each of {work.ranks} ranks (zero={work.zero}"
+            "), and they are divided: there is more room than it uses"
+        )
+    raise MemoError(
+        f"the plan is for zero=3, parameters divided among {work.ranks} ranks, and the layers' are "
+        "whole: divide them, after memo.wrap, with DeepSpeed's ZeRO-3 or FSDP2's fully_shard, or "
+        "wrap the model with a plan for zero=0, 1 or 2"
+    )
 
 
 def options_of(plan: Plan, live: LiveModel) -> Options:

@@ -2,14 +2,15 @@
 
 Scope: options into a request, a plan into text or JSON. Heavy imports happen inside, so that
 `memo --help` is quick. Results go to standard output, progress and errors to standard error. Exit
-status 1: it does not fit, or what was asked is refused.
+status 1: it does not fit, what was asked is refused, or a file cannot be written; a plan is printed
+before its files are.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ import typer
 from rich.console import Console
 
 from memo.cli_errors import one_line_errors
+from memo.planning.cli_checks import check_emulation, check_together
 
 if TYPE_CHECKING:
     from memo.planning.request import PlanRequest
@@ -35,6 +37,7 @@ _COLLECT_AFTER = 200_000
 
 
 def plan(
+    ctx: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A config.json, a folder with one, or a name on the hub.")
     ],
@@ -143,6 +146,13 @@ def plan(
         Path | None,
         typer.Option(help="Write a page: memory, lanes, layout, other lengths and GPUs."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the planned step for chrome://tracing or ui.perfetto.dev, as memo.trace "
+            "writes a measured one."
+        ),
+    ] = None,
 ) -> None:
     """Say before the run what fits, how long a step takes, and where every byte lies.
 
@@ -151,13 +161,18 @@ def plan(
     from planner.swap.solver import SolverError
 
     with one_line_errors(ValueError, SolverError), _seldom_collecting():
+        files = {"--output": output, "--report": report, "--trace": trace}
+        check_together(tokens, sweep, files)
+        if emulate_rank is not None:
+            check_emulation(ctx)
+
+        from memo.planning.files import save_files
+        from memo.planning.making import make
         from memo.planning.node import NodeArguments
         from memo.planning.public import requested
         from memo.planning.sweep import parse_sweeps
 
-        _check_together(tokens, sweep, {"--output": output, "--report": report})
         if emulate_rank is not None:
-            _check_alone(gpu=gpu, gpus=gpus > 1, sweep=sweep, output=output, report=report)
             _emulate(
                 model,
                 tokens=str(tokens),
@@ -193,9 +208,14 @@ def plan(
                 tile_tokens=tile_tokens,
                 step_tolerance=step_tolerance,
             )
-            results = _sweep(request, swept) if swept else [_one(request, output, report)]
-    _print(results, as_json=as_json, is_sweep=swept is not None)
-    if swept is None and not _fits(results[0]):
+            outcome = None if swept else make(request)
+            results = _sweep(request, swept) if swept else []
+        if outcome is None:
+            _print(results, as_json=as_json, is_sweep=True)
+            return
+        _print([outcome.result], as_json=as_json, is_sweep=False)
+        save_files(outcome, request, output=output, trace=trace, report=report)
+    if not _fits(outcome.result):
         raise typer.Exit(1)
 
 
@@ -210,23 +230,6 @@ def _seldom_collecting() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def _check_together(
-    tokens: str | None, sweep: Sequence[str] | None, files: Mapping[str, Path | None]
-) -> None:
-    if (tokens is None) == (not sweep):
-        raise ValueError("takes either --tokens or --sweep tokens=..., one of them")
-    for name, path in files.items():
-        if path is not None and sweep:
-            raise ValueError(f"{name} takes one plan, and --sweep makes several")
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{name} is {path}: there is no such folder")
-
-
-def _check_alone(**others: object) -> None:
-    for name in (name for name, value in others.items() if value):
-        raise ValueError(f"--emulate-rank runs on this machine: takes no --{name}")
 
 
 def _emulate(
@@ -255,21 +258,6 @@ def _sweep(request: PlanRequest, swept: Swept) -> list[Plan | NoPlan]:
     from memo.planning.sweep import sweep
 
     return list(sweep(request, swept.tokens, swept.gpus))
-
-
-def _one(request: PlanRequest, output: Path | None, report: Path | None) -> Plan | NoPlan:
-    from memo.planning.making import make
-    from planner.contracts import Plan
-
-    outcome = make(request)
-    if output is not None and isinstance(outcome.result, Plan):
-        outcome.result.save(output)
-    if report is not None:
-        from memo.planning.page import save_page
-        from memo.planning.sweep import neighbours
-
-        save_page(outcome, list(neighbours(request)), report)
-    return outcome.result
 
 
 def _print(results: Sequence[Plan | NoPlan], *, as_json: bool, is_sweep: bool) -> None:

@@ -63,7 +63,9 @@ def best_case(request: PlanRequest) -> Case:
         if _may_win(planned[0], planned, degree):
             case = _case(request, degree)
             found = choose(case)
-            planned += [_Planned(case, found)] if found is not None else []
+            if found is None:
+                break  # a smaller degree has more tokens on each GPU, and no more memory
+            planned.append(_Planned(case, found))
     best = preferred(planned, lambda one: one.effort, request.step_tolerance).case
     best.largest = largest
     best.notes = tuple(_compared(planned, best, most, request))

@@ -11,14 +11,13 @@ from memo.predicted import Forecast
 from offload import Lane, Tier
 from planner.contracts import LayerSwap, Placement, Plan
 from planner.contracts import Tier as PlannedTier
-from planner.trace import ModelStates, ParameterCounts, model_states
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def runtime_bytes(plan: Plan, live: LiveModel) -> dict[Tier, int]:
     """The planned peaks; on the host and the SSD without model states, which are an engine's."""
-    states = _states(plan, live)
+    states = _optimizer(plan, live).states
     others = {Tier.HOST: states.host_bytes, Tier.SSD: states.ssd_bytes}
     peaks = {Tier(tier.value): size for tier, size in plan.predictions.peak_bytes.items()}
     return {tier: max(0, peaks.get(tier, 0) - others.get(tier, 0)) for tier in Tier}
@@ -38,26 +37,13 @@ def forecast_of(plan: Plan, live: LiveModel) -> Forecast:
     )
 
 
-def _states(plan: Plan, live: LiveModel) -> ModelStates:
-    work = plan.workload
-    adapter = live.trainable if live.train == "lora" else 0
-    return model_states(
-        ParameterCounts(total=live.parameters, adapter=adapter),
-        train=work.train,
-        zero=work.zero,
-        ranks=work.ranks,
-        offload_optimizer=work.offload_optimizer,
-        dtype=work.dtype,
-    )
-
-
 def _optimizer(plan: Plan, live: LiveModel) -> Optimizer:
-    """As the plan counted its update."""
+    """As the plan counted its update: of all parameters but where adapters are trained."""
     work = plan.workload
     return Optimizer(
         plan.hardware,
         StateChoice(work.zero, work.offload_optimizer),
-        live.trainable,
+        live.trainable if live.train == "lora" else live.parameters,
         live.parameters,
         work.ranks,
         _WIDTHS[work.dtype],

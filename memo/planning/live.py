@@ -7,12 +7,13 @@ many modules share it, adapters among them, and those that an engine has divided
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from memo.contracts import LayerMode
@@ -55,7 +56,18 @@ def live_model(
         dtype=_dtype(list(named.values())),
         train="lora" if any(_ADAPTER in name for name in trained) else "full",
         ranks=dist.get_world_size() if dist.is_initialized() else 1,
-        is_divided=any(map(_is_divided, named.values())),
+        is_divided=is_divided([root]),
+    )
+
+
+def is_divided(modules: Iterable[nn.Module]) -> bool:
+    """Whether ranks divide the parameters of these modules (ZeRO-3, FSDP2), also while some of them
+    are whole to be used.
+    """
+    return any(
+        isinstance(inner, FSDPModule) or any(map(_is_part, inner.parameters(recurse=False)))
+        for module in modules
+        for inner in module.modules()
     )
 
 
@@ -64,7 +76,7 @@ def _count(param: Tensor) -> int:
     return int(getattr(param, "ds_numel", param.numel()))
 
 
-def _is_divided(param: Tensor) -> bool:
+def _is_part(param: Tensor) -> bool:
     return isinstance(param, DTensor) or hasattr(param, "ds_numel")
 
 

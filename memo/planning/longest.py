@@ -40,7 +40,7 @@ _SEARCH = Search(gap=1.0)
 
 
 def find_longest(case: Case, *, fits: bool) -> int:
-    """The longest sequence, to about a 32nd of the request's length or better, and at most 64 times
+    """The longest sequence, to about a 16th of its length or better, and at most 64 times
     it; 0 when none was found. `fits`: whether the request's own length does.
 
     Raises:
@@ -63,8 +63,10 @@ def find_longest(case: Case, *, fits: bool) -> int:
     )
     least = request.tokens if fits else 0
     step = max(unit, guess // PRECISION)
+    # The program's own bound is somewhat beyond what simulations keep: the step below it is tried.
+    shorter = max(guess - step, min(guess, least + 1))
     found = guess > least and confirmed(
-        guess, lambda tokens: _fits(case, trace, tokens), unit_tokens=step
+        shorter, lambda tokens: _fits(case, trace, tokens), unit_tokens=step
     )
     return max(found or 0, least) or _much_shorter(request)
 
@@ -111,7 +113,8 @@ def _fits(case: Case, like: StepTrace, tokens: int) -> bool:
     """Whether a plan for the length, traced with the tiles that `like` has, keeps the budgets."""
     other = Case(replace(case.request, tokens=tokens))
     trace = other.trace(tile_tokens_of(like))
-    costs = (costing.cost(trace) for costing in leanest(other))
+    # Optimizer states on the host or the SSD, which come last, leave the most to activations.
+    costs = (costing.cost(trace) for costing in reversed(leanest(other)))
     return any(_is_simulated(cost, case.rates, case.budgets) for cost in costs)
 
 

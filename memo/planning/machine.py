@@ -2,8 +2,7 @@
 
 Scope: from probes to a node. Of memory, what the model takes already counts as free: a plan counts
 model states itself. A sixteenth of the rest is left alone, for what allocators lose between
-tensors. On a processor, device and host are one memory, so nothing is put on the host but what is
-staged for an SSD, for which an eighth is set apart. These shares are chosen, not measured.
+tensors. The share is chosen, not measured. A processor's memory is divided between both tiers.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from memo.doctor.contracts import DiskProbe
 from memo.doctor.disk import probe_disk
-from memo.doctor.hardware import hardware_of
+from memo.doctor.hardware import hardware_of, shared_memory
 from memo.doctor.probe import probe_machine
 from memo.planning.live import LiveModel
 from memo.planning.node import Node
@@ -27,7 +26,6 @@ from offload import MemoError
 from ssd.settings import best_setting
 
 USABLE = 15 / 16
-STAGING = 1 / 8
 
 CALIBRATION_S = 0.2
 """For each of the three kinds of work that are measured, in each of two dtypes."""
@@ -79,9 +77,8 @@ def _shared_bytes(
     root: nn.Module, free_bytes: int, ranks: int, *, is_staging: bool
 ) -> tuple[int, int]:
     """Of a processor's memory: one rank's as its device, and all ranks' as the host."""
-    host_bytes = int(free_bytes * STAGING) if is_staging else 1
-    own_bytes = (free_bytes - host_bytes) // ranks
-    return own_bytes + held_bytes(root, torch.device("cpu")), host_bytes
+    all_bytes, host_bytes = shared_memory(free_bytes, is_staging=is_staging)
+    return all_bytes // ranks + held_bytes(root, torch.device("cpu")), host_bytes
 
 
 def held_bytes(root: nn.Module, device: torch.device) -> int:

@@ -13,7 +13,8 @@ from memo.planning.degrees import best_case
 from memo.planning.longest import find_longest
 from memo.planning.notes import layout_note, notes_of
 from memo.planning.request import PlanRequest
-from planner.contracts import NoPlan, Plan
+from memo.planning.reserved import reserved_note
+from planner.contracts import NoPlan, Plan, Tier
 from planner.schedule.contracts import Schedule
 from planner.schedule.result import plan_of
 from planner.swap.binding import binding
@@ -35,6 +36,15 @@ class Outcome:
     arena: Arena | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _TooHigh:
+    """Plans were simulated within the budgets; `excess_bytes` is what the lowest of their layouts
+    takes of the device beyond its own.
+    """
+
+    excess_bytes: int
+
+
 def make(request: PlanRequest) -> Outcome:
     """Plan what was requested.
 
@@ -44,6 +54,11 @@ def make(request: PlanRequest) -> Outcome:
     """
     case = best_case(request)
     found = _laid_out(case)
+    largest = case.largest
+    if isinstance(found, _TooHigh) and largest is not None and largest is not case:
+        case, found = largest, _laid_out(largest)
+    if isinstance(found, _TooHigh):
+        return Outcome(result=_no_layout(case, found.excess_bytes))
     longest = _longest(case, fits=found is not None) if request.find_longest else None
     if found is None:
         return Outcome(result=_no_plan(case, longest))
@@ -57,20 +72,23 @@ def _longest(case: Case, *, fits: bool) -> int:
     return find_longest(case.largest or case, fits=fits)
 
 
-def _laid_out(case: Case) -> tuple[Chosen, Arena | None] | None:
-    """A plan whose layout fits too, if one is found in a few rounds."""
-    budgets, first = case.budgets, None
+def _laid_out(case: Case) -> tuple[Chosen, Arena | None] | _TooHigh | None:
+    """A plan whose layout fits too, if one is found in a few rounds; None where nothing fits by the
+    simulation alone.
+    """
+    budgets = case.budgets
+    least: int | None = None
     for _ in range(LAYOUT_ROUNDS if case.request.lay_out else 1):
         chosen = choose(case, budgets)
         if chosen is None:
             break
         arena = _arena(chosen) if case.request.lay_out else None
-        first = first or (chosen, arena)
         excess = 0 if arena is None else _excess_bytes(case, chosen, arena)
         if not excess:
             return chosen, arena
+        least = excess if least is None else min(least, excess)
         budgets = _less(budgets, excess + LAYOUT_MARGIN_BYTES)
-    return first
+    return None if least is None else _TooHigh(least)
 
 
 def _arena(chosen: Chosen) -> Arena:
@@ -107,9 +125,21 @@ def _plan(case: Case, chosen: Chosen, arena: Arena | None, longest: int | None) 
         reserved_bytes=None if arena is None else arena.reserved_bytes,
     )
     notes = [*request.notes, *case.notes, *notes_of(request, trace, chosen.costing)]
-    if arena is not None and (excess := _excess_bytes(case, chosen, arena)):
-        notes.append(layout_note(excess))
+    reserved = None if arena is None else _reserved(case, chosen, arena)
+    notes += [] if reserved is None else [reserved]
     return replace(plan, predictions=predictions, notes=tuple(notes))
+
+
+def _reserved(case: Case, chosen: Chosen, arena: Arena) -> str | None:
+    """A processor's memory is not the caching allocator's."""
+    if case.request.node.device_kind != "cuda":
+        return None
+    return reserved_note(
+        arena.problem,
+        arena.reserved_bytes,
+        resident_bytes=chosen.costing.resident_device_bytes(chosen.trace),
+        device_bytes=case.budgets.device_bytes,
+    )
 
 
 def _rates_used(case: Case, chosen: Chosen) -> Rates:
@@ -120,12 +150,27 @@ def _rates_used(case: Case, chosen: Chosen) -> Rates:
 
 
 def _no_plan(case: Case, longest: int | None) -> NoPlan:
+    return replace(_none(case), missing_bytes=missing(case), longest_tokens=longest)
+
+
+def _no_layout(case: Case, excess_bytes: int) -> NoPlan:
+    """What is missing is known of the device alone. The longest sequence is not told: it is looked
+    for without layouts, and might be longer than what was asked.
+    """
+    none = _none(case)
+    missing_bytes = {Tier.DEVICE: excess_bytes + LAYOUT_MARGIN_BYTES}
+    return replace(
+        none, missing_bytes=missing_bytes, notes=(*none.notes, layout_note(excess_bytes))
+    )
+
+
+def _none(case: Case) -> NoPlan:
+    """Without what is missing."""
     request, trace = case.request, case.trace()
     costing = next(iter(leanest(case)))
     return NoPlan(
         workload=costing.workload(trace),
         hardware=request.node.hardware,
-        missing_bytes=missing(case),
-        longest_tokens=longest,
+        missing_bytes={},
         notes=(*request.notes, *case.notes, *notes_of(request, trace, None)),
     )

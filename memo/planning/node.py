@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from memo.doctor.hardware import hardware_of
+from memo.doctor.hardware import hardware_of, shared_memory
 from memo.doctor.probe import probe_machine
 from memo.tracing.runtime import DeviceKind
 from planner.hardware import Disks, Hardware, named_hardware, parse_disks
@@ -103,6 +103,9 @@ def _named(said: NodeArguments, gpu: str) -> Hardware:
 
 
 def _probed(said: NodeArguments) -> Node:
+    host_bytes = None if said.host_memory is None else size_of(said.host_memory, "host_memory")
+    device_bytes = None if said.gpu_memory is None else size_of(said.gpu_memory, "gpu_memory")
+    disks, rate = _disks(said.ssd), _rate(said.pcie)
     machine = probe_machine()
     found = max(1, len(machine.gpus))
     if said.gpus > found:
@@ -111,15 +114,41 @@ def _probed(said: NodeArguments) -> Node:
             "one, name its gpu"
         )
     hardware = replace(hardware_of(machine, dtype=said.dtype), gpus=said.gpus)
-    if said.host_memory is not None:
-        hardware = replace(hardware, host_bytes=size_of(said.host_memory, "host_memory"))
-    if said.gpu_memory is not None:
-        hardware = replace(hardware, device_bytes=size_of(said.gpu_memory, "gpu_memory"))
-    if said.ssd is not None:
-        hardware = replace(hardware, disks=_disks(said.ssd))
-    if (rate := _rate(said.pcie)) is not None:
+    if disks is not None:
+        hardware = replace(hardware, disks=disks)
+    if not machine.gpus:
+        free_bytes = machine.host.available_bytes
+        device_bytes, host_bytes = _shared(hardware, free_bytes, device_bytes, host_bytes)
+    if host_bytes is not None:
+        hardware = replace(hardware, host_bytes=host_bytes)
+    if device_bytes is not None:
+        hardware = replace(hardware, device_bytes=device_bytes)
+    if rate is not None:
         hardware = replace(hardware, d2h_bytes_per_s=rate, h2d_bytes_per_s=rate)
     return Node(hardware, "cuda" if machine.gpus else "cpu", is_here=True)
+
+
+def _shared(
+    hardware: Hardware, free_bytes: int, device_bytes: int | None, host_bytes: int | None
+) -> tuple[int, int]:
+    """A processor's memory as its device's and its host's. What was given of one is not the
+    other's; what was given of both is believed.
+
+    Raises:
+        ValueError: when the host is given all there is.
+    """
+    device, host = shared_memory(free_bytes, is_staging=hardware.disks is not None)
+    if device_bytes is not None:
+        left_bytes = max(1, free_bytes - device_bytes)
+        return device_bytes, min(host, left_bytes) if host_bytes is None else host_bytes
+    if host_bytes is None:
+        return device, host
+    if host_bytes >= free_bytes:
+        raise ValueError(
+            f"host_memory is {host_bytes} bytes: without a GPU the model is in the same memory, of "
+            f"which {free_bytes} bytes are free; takes less, or gpu_memory as well"
+        )
+    return free_bytes - host_bytes, host_bytes
 
 
 def size_of(size: Size, name: str) -> int:

@@ -7,26 +7,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.filesize import decimal
+
 from memo.planning.costing import Costing
 from memo.planning.request import PlanRequest
+from memo.planning.states import CPU_ADAM_PER_S, states_of
 from planner.contracts import Tier
 from planner.trace import StepTrace
 
 
 def notes_of(request: PlanRequest, trace: StepTrace, costing: Costing | None) -> tuple[str, ...]:
     """Of a plan with states as `costing` has them; None: nothing fits."""
-    return (*trace.notes, *_chosen(request, costing), *_whole(request, trace))
+    chosen = () if costing is None else _of_states(request, trace, costing)
+    return (*trace.notes, *chosen, *_whole(request, trace))
 
 
-def _chosen(request: PlanRequest, costing: Costing | None) -> Iterator[str]:
-    if costing is None:
-        return
+def _of_states(request: PlanRequest, trace: StepTrace, costing: Costing) -> Iterator[str]:
+    yield from _chosen(request, costing)
+    if costing.choice.offload_optimizer != "none":
+        yield from _of_engine(costing)
+    gradient_bytes = states_of(request, trace, costing.choice).gradient_bytes
+    if gradient_bytes:
+        yield (
+            "gradients are counted from when backward makes them: to accumulate them over several "
+            f"passes, add {decimal(gradient_bytes)} to the {Tier.DEVICE}'s peak"
+        )
+
+
+def _chosen(request: PlanRequest, costing: Costing) -> Iterator[str]:
     choice = costing.choice
     if request.zero is None and request.ranks > 1:
         yield f"ZeRO stage {choice.zero} was chosen"
     if request.offload_optimizer is None and choice.offload_optimizer != "none":
         place = {"host": "the host", "ssd": "the SSD"}[choice.offload_optimizer]
         yield f"the optimizer's states lie on {place}: with them on the device nothing fits"
+
+
+def _of_engine(costing: Costing) -> Iterator[str]:
+    place = costing.choice.offload_optimizer
+    yield (
+        f"the optimizer's states get to the {Tier(place)} by the engine that steps it, such as "
+        "DeepSpeed (offload_optimizer): memo.wrap does not move them"
+    )
+    yield (
+        f"assumed, not measured: the node's processors update {CPU_ADAM_PER_S:.0e} parameters a "
+        "second (ZeRO-Offload, arXiv 2101.06840, table 4)"
+    )
 
 
 def _whole(request: PlanRequest, trace: StepTrace) -> Iterator[str]:

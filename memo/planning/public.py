@@ -13,6 +13,7 @@ from memo.planning.request import (
     Model,
     PlanRequest,
     Zero,
+    check_plain,
     named_config,
     tokens_of,
 )
@@ -124,8 +125,19 @@ def requested(
     find_longest: bool = True,
     lay_out: bool = True,
 ) -> PlanRequest:
-    """`plan`'s arguments, checked: the cheap ones first, the machine last."""
+    """`plan`'s arguments, checked: the plain ones first, then the model, the machine last."""
     count = tokens_of(tokens)
+    check_plain(
+        tokens=count,
+        train=train,
+        zero=zero,
+        offload_optimizer=offload_optimizer,
+        sequence_parallel=sequence_parallel,
+        batch=batch,
+        dtype=said.dtype,
+        tile_tokens=tile_tokens,
+        step_tolerance=step_tolerance,
+    )
     name, config = named_config(model)
     node = find_node(said)
     request = PlanRequest(

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from transformers import PreTrainedConfig
 
+from memo.planning.names import config_named
 from memo.planning.node import Node
-from memo.tracing import load_config
 from planner.contracts import OffloadOptimizer, Train
 from planner.sizes import parse_tokens
 from planner.trace import Phase
@@ -58,16 +58,17 @@ class PlanRequest:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_at_least_one(tokens=self.tokens, batch=self.batch)
-        if self.tile_tokens is not None:
-            _check_at_least_one(tile_tokens=self.tile_tokens)
-        if not 0 <= self.step_tolerance < 1:
-            raise ValueError(
-                f"step_tolerance is {self.step_tolerance}: takes a share of the step, from 0 to "
-                "below 1, such as 0.01"
-            )
-        _check_word("train", self.train, get_args(Train))
-        _check_word("dtype", self.dtype, DTYPES)
+        check_plain(
+            tokens=self.tokens,
+            train=self.train,
+            zero=self.zero,
+            offload_optimizer=self.offload_optimizer,
+            sequence_parallel=self.sequence_parallel,
+            batch=self.batch,
+            dtype=self.dtype,
+            tile_tokens=self.tile_tokens,
+            step_tolerance=self.step_tolerance,
+        )
         self._check_states()
         self._check_shares()
         self.node.hardware.peak(self.dtype)
@@ -83,38 +84,76 @@ class PlanRequest:
         return dtype
 
     def _check_states(self) -> None:
-        if self.zero is not None and self.zero not in get_args(Zero):
-            raise ValueError(f"zero is {self.zero!r}: takes 0, 1, 2 or 3")
         if self.zero and self.ranks == 1:
             raise ValueError(f"zero is {self.zero}: one GPU has no other to divide states with")
-        if self.offload_optimizer is None:
-            return
-        _check_word("offload_optimizer", self.offload_optimizer, get_args(OffloadOptimizer))
         if self.offload_optimizer == "ssd" and self.node.hardware.disks is None:
             raise ValueError("offload_optimizer is 'ssd', and there is none: takes ssd as well")
 
     def _check_shares(self) -> None:
-        _check_at_least_one(sequence_parallel=self.sequence_parallel)
         if self.ranks % self.sequence_parallel:
             raise ValueError(
                 f"sequence_parallel is {self.sequence_parallel}: takes a divisor of gpus, which is "
                 f"{self.ranks}"
             )
-        if self.tokens < self.sequence_parallel:
-            raise ValueError(
-                f"tokens is {self.tokens}: {self.sequence_parallel} GPUs that share a sequence "
-                "take one each at least"
-            )
+
+
+def check_plain(
+    *,
+    tokens: int,
+    train: str,
+    zero: int | None,
+    offload_optimizer: str | None,
+    sequence_parallel: int | None,
+    batch: int,
+    dtype: str,
+    tile_tokens: int | None,
+    step_tolerance: float,
+) -> None:
+    """Check what can be told without a model and a machine; None as in `memo.plan`.
+
+    Raises:
+        ValueError: for a value that no request takes; opens with its name.
+    """
+    _check_at_least_one(tokens=tokens, batch=batch)
+    given = {"tile_tokens": tile_tokens, "sequence_parallel": sequence_parallel}
+    _check_at_least_one(**{name: size for name, size in given.items() if size is not None})
+    if not 0 <= step_tolerance < 1:
+        raise ValueError(
+            f"step_tolerance is {step_tolerance}: takes a share of the step, from 0 to below 1, "
+            "such as 0.01"
+        )
+    _check_word("train", train, get_args(Train))
+    _check_word("dtype", dtype, DTYPES)
+    if zero is not None and (type(zero) is not int or zero not in get_args(Zero)):
+        raise ValueError(f"zero is {zero!r}: takes 0, 1, 2 or 3")
+    if offload_optimizer is not None:
+        _check_word("offload_optimizer", offload_optimizer, get_args(OffloadOptimizer))
+    if sequence_parallel is not None:
+        check_shared(tokens, sequence_parallel)
+
+
+def check_shared(tokens: int, sequence_parallel: int, name: str = "tokens") -> None:
+    """Check that each GPU has a token.
+
+    Raises:
+        ValueError: when one has none; opens with `name`.
+    """
+    if tokens < sequence_parallel:
+        raise ValueError(
+            f"{name} is {tokens}: {sequence_parallel} GPUs that share a sequence take one each at "
+            "least"
+        )
 
 
 def named_config(model: Model) -> tuple[str, PreTrainedConfig]:
     """A model's name and its config; a config is named by its `model_type`.
 
     Raises:
-        ValueError: when there is no such model; names families that are alike.
+        ValueError: when there is no such model; names those nearby that are alike.
     """
-    config = load_config(model)
-    return (str(config.model_type) if isinstance(model, PreTrainedConfig) else str(model)), config
+    if isinstance(model, PreTrainedConfig):
+        return str(model.model_type), model
+    return str(model), config_named(str(model))
 
 
 def tokens_of(tokens: int | str, name: str = "tokens") -> int:

@@ -20,12 +20,10 @@ ADAM_BYTES = 28
 momentum and variance (3 x 4, read and written) and 16-bit gradient and weight (2 + 2); in float32
 the gradient and weight (4 + 4 + 4) and two states (2 x 4, read and written)."""
 
-STATE_BYTES = 12
-"""Of a parameter's master weight, momentum and variance."""
-
 CPU_ADAM_PER_S = 4e9
-"""Parameters that a node's processors update in a second: ZeRO-Offload (arXiv 2101.06840), table 4,
-10 billion in 2.57 s on two Xeon 8168. An older one is slower, more memory channels are faster."""
+"""Parameters that a node's processors update in a second, assumed of every node: it is measured
+nowhere here, and plans say so. ZeRO-Offload (arXiv 2101.06840), table 4, has 10 billion in 2.57 s
+on two Xeon 8168. An older one is slower, more memory channels are faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +107,20 @@ class Optimizer:
     dtype_bytes: int
 
     @property
+    def states(self) -> ModelStates:
+        """One rank's bytes, without what stage 3 gathers. All that lies on the SSD is read and
+        written in a step: gradients are written as they are made, and read by the update.
+        """
+        return model_states(
+            ParameterCounts(total=self.parameters, adapter=self.trainable),
+            train="lora",  # the adapter is what is trained, be it all
+            zero=self.choice.zero,
+            ranks=self.ranks,
+            offload_optimizer=self.choice.offload_optimizer,
+            dtype="float32" if self.dtype_bytes == 4 else "bfloat16",  # they differ by their bytes
+        )
+
+    @property
     def own(self) -> int:
         """Parameters that one rank updates."""
         return -(-self.trainable // self.ranks) if self.choice.zero else self.trainable
@@ -126,7 +138,7 @@ class Optimizer:
     @property
     def written_bytes(self) -> int:
         """To this rank's share of the disks."""
-        return self.own * STATE_BYTES if self.choice.offload_optimizer == "ssd" else 0
+        return self.states.ssd_bytes
 
     def _copies_s(self) -> float:
         """Gradients to the host, weights back."""
@@ -137,7 +149,7 @@ class Optimizer:
     def _disk_s(self) -> float:
         disks = self.hardware.disks
         assert disks is not None, "the request was checked"
-        size = self.own * STATE_BYTES * self.ranks
+        size = self.states.ssd_bytes * self.ranks
         return size / disks.total_read_bytes_per_s + size / disks.total_write_bytes_per_s
 
     def _gather_s(self) -> float:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from memo.planning.figures import wear_of
 from memo.planning.making import make
-from memo.planning.request import PlanRequest
+from memo.planning.request import PlanRequest, check_shared
 from memo.planning.show import states_text
 from planner.contracts import NoPlan, Plan, Tier
 from planner.sizes import format_bytes, format_tokens, parse_token_range, parse_tokens
@@ -63,15 +63,25 @@ def sweep(
     request: PlanRequest, lengths: Sequence[int], gpus: Sequence[int] = ()
 ) -> Iterator[Plan | NoPlan]:
     """A plan for each length and number of GPUs (none: the node's), without its layout or the
-    longest one that fits. Lengths with fewer tokens than GPUs that must share them are left out.
+    longest one that fits.
+
+    Raises:
+        ValueError: for a length with fewer tokens than GPUs that must share them, before any plan
+            is made.
     """
-    for tokens in lengths:
-        for count in gpus or (request.ranks,):
-            one = request if count == request.ranks else with_gpus(request, count)
-            degree = one.sequence_parallel
-            if tokens >= degree or one.compare_degrees:
-                degree = degree if tokens >= degree else 1
-                yield make(_brief(one, tokens, degree)).result
+    nodes = [
+        request if count == request.ranks else with_gpus(request, count)
+        for count in gpus or (request.ranks,)
+    ]
+    least = min(lengths, default=request.tokens)
+    for one in (node for node in nodes if not node.compare_degrees):
+        check_shared(least, one.sequence_parallel, "tokens of a sweep")
+    return (_swept(one, tokens) for tokens in lengths for one in nodes)
+
+
+def _swept(request: PlanRequest, tokens: int) -> Plan | NoPlan:
+    degree = request.sequence_parallel if tokens >= request.sequence_parallel else 1
+    return make(_brief(request, tokens, degree)).result
 
 
 def _brief(request: PlanRequest, tokens: int, degree: int) -> PlanRequest:

@@ -22,7 +22,8 @@ from planner.contracts import Plan
 
 def planned_settings(root: PreTrainedModel, live: LiveModel, said: Arguments) -> Settings:
     """By the plan that was given, or one that is made now: for the latter all ranks of a job, or of
-    the process group that was given, call this.
+    the process group that was given, call this. A plan's ZeRO stage and an optimizer off the device
+    are left to an engine, which comes later; see `memo.planning.applied.division_note`.
 
     Raises:
         ValueError: for an argument that is not understood, and a plan for something else.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -20,8 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
 from offload import MemoError
-
-Train = Literal["full", "lora"]
+from planner.contracts import Train
 
 LORA_RANK = 16
 

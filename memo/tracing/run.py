@@ -24,11 +24,11 @@ from memo.entry import Entry
 from memo.kinds import find_layers, find_norms
 from memo.runtime import WrappedLayer
 from memo.switch import Switch
-from memo.tracing.models import Train
 from memo.tracing.runtime import Calls, DeviceKind, TracedRuntime
 from memo.tracing.settled import settled
 from memo.wrap import _owners, _root
 from offload import MemoError, Placement, Tier
+from planner.contracts import Train
 from planner.trace.blocks import EMBEDDING, HEAD, Blocks, Cut, Ends
 from planner.trace.contracts import Pass, Segment
 from planner.trace.recorder import Recorder

@@ -14,13 +14,14 @@ from transformers import PreTrainedConfig
 
 from memo.contracts import LayerMode
 from memo.kinds import find_layers
-from memo.tracing.models import Train, fake_model, load_config
+from memo.tracing.models import fake_model, load_config
 from memo.tracing.run import Request, Run, run_step
 from memo.tracing.runtime import DeviceKind
 from memo.tracing.settled import TracingMode
 from memo.tracing.twin import layer_modes
 from memo.wrap import _root
 from offload import MemoError, Placement
+from planner.contracts import Train
 from planner.trace.blocks import EMBEDDING, HEAD
 from planner.trace.contracts import Kind, LayerTrace, PartTrace, StepTrace
 from planner.trace.live import need_of

@@ -6,10 +6,12 @@ P. Zhao et al., "Memo: Fine-grained Tensor Management For Ultra-long Context LLM
 and the backward of each are laid out once, and what is left of the step is small.
 
 A block takes its height for as long as it lives, so two levels may end above the flat problem's
-bound, by 10 per cent on traced steps. Three things are added:
+bound, by 10 per cent on traced steps. Four things are added:
 
 - a use that could not be a block within the bound (mostly one or two of a step, where its memory is
   highest) is *opened*: its buffers take part in level two themselves;
+- what lives near the highest moments of level two is laid out first, the rest around it
+  (`core.py`);
 - where that is not enough, blocks are cut in time (`cutting.py`), at few moments and then at more;
 - a flat problem that is small is solved as it is, from the best layout on.
 
@@ -31,6 +33,7 @@ from planner.layout.contracts import (
     Problem,
     Solution,
 )
+from planner.layout.core import solve_around_core
 from planner.layout.cutting import cut_blocks
 from planner.layout.portfolio import TIME_LIMIT_S, check_time_limit, solve
 from planner.layout.sections import cut_sections, layout_at
@@ -47,6 +50,9 @@ no cuts), then the share of the time left."""
 
 LEVEL_ONE_SHARE = 0.5
 """Of a round's time, at most, for all the blocks."""
+
+CORE_SHARE = 0.25
+"""Of the time left after a round's level two fell short, for its crowded core."""
 
 MOST_FLAT_BUFFERS = 4000
 """Of a flat problem that is solved as it is: one greedy placement of more takes seconds."""
@@ -121,8 +127,12 @@ class _Run:
         """Whether a lower layout is wanted, and there is time, or none yet."""
         if self.best is None:
             return True
-        wanted = max(self.lower_bytes, self.goal_bytes or 0)
-        return self.best.height_bytes > wanted and time.monotonic() < self.deadline_s
+        return self.best.height_bytes > self.wanted_bytes and time.monotonic() < self.deadline_s
+
+    @property
+    def wanted_bytes(self) -> int:
+        """Lower than this there is nothing to gain."""
+        return max(self.lower_bytes, self.goal_bytes or 0)
 
     def two_levels(self, name: str, part: int | None, share: float) -> None:
         step = self.step
@@ -131,13 +141,30 @@ class _Run:
         time_s = self._left_s(share)
         blocks = self._level_one(step, time_s * LEVEL_ONE_SHARE)
         opened = _too_high(step, _heights(blocks), self.lower_bytes)
+        reduced = step.reduced(_heights(blocks), opened)
         two = solve(
-            step.reduced(_heights(blocks), opened),
-            goal_bytes=max(self.lower_bytes, self.goal_bytes or 0),
+            reduced,
+            goal_bytes=self.wanted_bytes,
             time_limit_s=time_s,
             on_progress=self.on_progress,
         )
         self._offer(_absolute(self.problem, step, blocks, two.layout), f"{name}: {two.solver}")
+        if self.is_open:
+            self._around_core(name, step, blocks, reduced)
+
+    def _around_core(
+        self, name: str, step: Step, blocks: Mapping[str, Solution], reduced: Problem
+    ) -> None:
+        assert self.best is not None
+        found = solve_around_core(
+            reduced,
+            goal_bytes=self.wanted_bytes,
+            below_bytes=self.best.height_bytes,
+            time_limit_s=self._left_s(CORE_SHARE),
+            on_progress=self.on_progress,
+        )
+        if found is not None:
+            self._offer(_absolute(self.problem, step, blocks, found), f"{name}: core first")
 
     def flat(self) -> None:
         """Solve the whole as it is, which may also prove that nothing is lower."""

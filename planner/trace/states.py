@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Train = Literal["full", "lora"]
-OffloadOptimizer = Literal["none", "host", "ssd"]
+from planner.contracts import OffloadOptimizer, Train
 
 _DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _WIDE_BYTES = 4

@@ -330,6 +330,42 @@ def test_calls_of_another_length_or_batch_are_refused() -> None:
     assert_same_step(train_step(model, batch()), train_step(plain_model(), batch()))
 
 
+def _as_if_planned_for(model: PreTrainedModel, zero: Any) -> None:
+    """The model's plan becomes one for two ranks that divide by this ZeRO stage."""
+    runtime = runtime_of(model)
+    assert runtime.forecast is not None
+    plan = runtime.forecast.plan
+    plan = replace(plan, workload=replace(plan.workload, zero=zero, ranks=2))
+    runtime.forecast = replace(runtime.forecast, plan=plan)
+
+
+def test_parameters_that_nobody_divided_are_refused_in_a_call_with_gradients() -> None:
+    model = wrapped(MIXED)
+    _as_if_planned_for(model, zero=3)
+    with torch.no_grad():
+        assert model(**batch()).loss.isfinite()
+    for _ in range(2):
+        with pytest.raises(memo.MemoError, match="the plan is for zero=3, parameters divided"):
+            model(**batch())
+    assert held_bytes(model) == 0
+    for param in model.parameters():  # as ZeRO-3 has them while it runs a layer
+        param.ds_numel = param.numel()  # type: ignore[attr-defined]
+    assert_same_step(train_step(model, batch()), train_step(plain_model(), batch()))
+    assert memo.report(model).notes == {}
+
+
+def test_parameters_that_somebody_divided_are_told_once() -> None:
+    model = wrapped(MIXED)
+    _as_if_planned_for(model, zero=1)
+    for param in model.parameters():
+        param.ds_numel = param.numel()  # type: ignore[attr-defined]
+    for _ in range(2):
+        train_step(model, batch())
+    ((note, times),) = memo.report(model).notes.items()
+    assert "whole on each of 2 ranks (zero=1)" in note
+    assert times == 1
+
+
 # ---- a length to plan for ----
 
 

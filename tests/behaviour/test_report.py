@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from rich.filesize import decimal
 
 import memo
+from memo.passes import Passes
+from memo.predicted import FIRST_PASS, NO_PASS
+from memo.wrap import runtime_of
 from offload import Lane, Placement, Tier
-from tests.behaviour.common import TILE_TOKENS, TOKENS, batch, models, only_ids, wrapped_model
+from tests.behaviour.common import (
+    TILE_TOKENS,
+    TOKENS,
+    batch,
+    models,
+    only_ids,
+    plain_model,
+    wrapped_model,
+)
+from tests.behaviour.planned import plan_with
 from tests.families.harness import train_step
 
 LAYERS, TILES = 2, 5
@@ -129,6 +143,87 @@ def test_reset_starts_anew() -> None:
     assert after.notes == {}
     assert set(after.moved_bytes.values()) == {0}
     assert before.kinds[0].calls, "a report that was taken stays as it was"
+
+
+def _as_if_on(monkeypatch: pytest.MonkeyPatch, model: Any, *devices: str) -> dict[str, int]:
+    """Lets the layers seem to be on these CUDA devices; returns PyTorch's peaks by device."""
+    peaks = {f"cuda:{index}": 100 * (index + 1) for index in range(4)}
+    for layer, name in zip(runtime_of(model).layers, devices, strict=True):
+        param = SimpleNamespace(device=torch.device(name))
+        monkeypatch.setattr(layer.module, "parameters", lambda param=param: iter([param]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks[str(device)])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update({str(device): 1})
+    )
+    return peaks
+
+
+def test_reset_lets_the_devices_peaks_start_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, batch())
+    peaks = _as_if_on(monkeypatch, wrapped, "cuda:1", "cuda:2")
+    assert memo.report(wrapped).device_peak_bytes == 300, "of the devices, the one with most"
+    assert peaks == {"cuda:0": 100, "cuda:1": 200, "cuda:2": 300, "cuda:3": 400}
+    assert memo.report(wrapped, reset=True).device_peak_bytes == 300
+    assert peaks == {"cuda:0": 100, "cuda:1": 1, "cuda:2": 1, "cuda:3": 400}
+    assert memo.report(wrapped).device_peak_bytes == 1
+
+
+def test_a_model_on_no_gpu_has_no_devices_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = wrapped_model()
+    train_step(wrapped, batch())
+    peaks = _as_if_on(monkeypatch, wrapped, "cpu", "cpu")
+    assert memo.report(wrapped, reset=True).device_peak_bytes is None
+    assert 1 not in peaks.values()
+
+
+def test_a_device_beside_its_plan_is_measured_without_the_first_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapped = plain_model()
+    memo.wrap(wrapped, plan=plan_with(wrapped.config))
+
+    def measured() -> tuple[float | None, str]:
+        with monkeypatch.context() as patched:
+            _as_if_on(patched, wrapped, "cuda:1", "cuda:1")
+            figures = {figure.name: figure for figure in memo.report(wrapped).predicted}
+        return figures["device at its peak"].measured, figures["device at its peak"].why_not
+
+    def reset() -> None:
+        with monkeypatch.context() as patched:
+            _as_if_on(patched, wrapped, "cuda:1", "cuda:1")
+            memo.report(wrapped, reset=True)
+
+    reset()
+    assert measured() == (None, NO_PASS)
+    train_step(wrapped, batch())
+    assert measured() == (None, FIRST_PASS)
+    train_step(wrapped, batch())
+    assert measured()[0] == 200
+    reset()
+    assert measured() == (None, NO_PASS)
+    train_step(wrapped, batch())
+    assert measured()[0] == 200
+
+
+def test_the_end_of_the_first_pass_lets_the_devices_peak_start_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes, reset = Passes(), list[str]()
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: reset.append(str(device))
+    )
+    monkeypatch.setattr("memo.passes._now", lambda _: 0.0)
+    for count in range(3):
+        assert len(reset) == min(count, 1)
+        x = torch.ones(2, requires_grad=True)
+        y = x * 2
+        start = passes.begin(x)
+        passes.end_with(y, SimpleNamespace(device=torch.device("cuda:3")), start, is_one_node=True)  # type: ignore[arg-type]
+        y.sum().backward()
+        passes.reset()
+    assert reset == ["cuda:3"]
 
 
 def test_evaluation_counts_nothing() -> None:

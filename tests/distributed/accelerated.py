@@ -49,15 +49,15 @@ def train_alone(groups: int) -> Trained:
 
 def train_over_ranks(wire: Wire, degree: int) -> Trained:
     """One rank's part in it."""
-    with as_torchrun():
-        accelerator = Accelerator(
-            cpu=True,
-            gradient_accumulation_steps=ACCUMULATION,
-            parallelism_config=parallelism_config(degree),
-        )
-        model = build(family_named("llama"))
-        memo.wrap(model, tile_tokens=5, sequence_parallel=degree)
-        return _trained(accelerator, model, 1)
+    as_torchrun()
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_steps=ACCUMULATION,
+        parallelism_config=parallelism_config(degree),
+    )
+    model = build(family_named("llama"))
+    memo.wrap(model, tile_tokens=5, sequence_parallel=degree)
+    return _trained(accelerator, model, 1)
 
 
 def _trained(accelerator: Accelerator, model: nn.Module, groups: int) -> Trained:
@@ -110,18 +110,18 @@ def _gathered(accelerator: Accelerator) -> tuple[list[int], list[str]]:
 
 def refusals(wire: Wire) -> list[str]:
     """What is refused, in the order of the code below."""
-    with as_torchrun():
-        accelerator = Accelerator(cpu=True, parallelism_config=parallelism_config(2))
-        plain = build(family_named("llama"))
-        optimizer = torch.optim.SGD(plain.parameters())
-        dummy: Any = DummyScheduler(DummyOptim(plain.parameters()), total_num_steps=3)
-        other = memo.wrap(build(family_named("llama")), sequence_parallel=wire.group.size)
-        alone = memo.wrap(build(family_named("llama")))
-        loader: Any = DataLoader(cast(Any, [1]))
-        asked: list[Any] = [plain, other, alone, [optimizer, dummy], loader]
-        errors = [_error(accelerator, value) for value in asked]
-        accelerator.dataloader_config.dispatch_batches = True
-        return [*errors, _error(accelerator, DataLoader(cast(Any, [1])))]
+    as_torchrun()
+    accelerator = Accelerator(cpu=True, parallelism_config=parallelism_config(2))
+    plain = build(family_named("llama"))
+    optimizer = torch.optim.SGD(plain.parameters())
+    dummy: Any = DummyScheduler(DummyOptim(plain.parameters()), total_num_steps=3)
+    other = memo.wrap(build(family_named("llama")), sequence_parallel=wire.group.size)
+    alone = memo.wrap(build(family_named("llama")))
+    loader: Any = DataLoader(cast(Any, [1]))
+    asked: list[Any] = [plain, other, alone, [optimizer, dummy], loader]
+    errors = [_error(accelerator, value) for value in asked]
+    accelerator.dataloader_config.dispatch_batches = True
+    return [*errors, _error(accelerator, DataLoader(cast(Any, [1])))]
 
 
 def _error(accelerator: Accelerator, values: Any) -> str:

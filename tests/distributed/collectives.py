@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import memo
 from memo.parallel.wire import Wire
-from tests.distributed.engines import under_deepspeed, under_fsdp2
+from tests.distributed.engines import under_fsdp2
+from tests.distributed.zero import under_deepspeed
 from tests.families.catalogue import family_named
 from tests.families.harness import build, random_batch
 
@@ -78,13 +79,21 @@ class _CountedOperations(TorchDispatchMode):
 
 
 def zero3(wire: Wire, cases: list[Wrapped]) -> list[Gathers]:
-    """Nothing stays whole from forward to backward, and nothing is fetched ahead."""
+    """Nothing stays whole from forward to backward, and nothing is fetched ahead. Layers of the
+    unwrapped model are made leaf modules here, and memo makes them of a wrapped one.
+    """
     return [_zero3(case) for case in cases]
 
 
 def _zero3(case: Wrapped) -> Gathers:
+    from deepspeed.utils import set_z3_leaf_modules
+
+    model = _model(case)
+    if case.tile_tokens is None:
+        set_z3_leaf_modules(model, [type(model.get_submodule("model.layers.0"))])
     engine: Any = under_deepspeed(
-        _model(case),
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.5),
         {
             "stage": 3,
             "stage3_param_persistence_threshold": 0,

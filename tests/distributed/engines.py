@@ -6,7 +6,6 @@ documentation says, with nothing that is particular to memo but `sequence_parall
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from memo.parallel.wire import Wire
+from tests.distributed.zero import under_deepspeed
 from tests.families.catalogue import Family, family_named
 from tests.families.harness import build, random_batch, wrap_family
 
@@ -33,8 +33,8 @@ Updates = dict[str, Tensor]
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """`degree` ranks share a sequence; `engine`: "ddp", "fsdp2", "zero0" ... "zero3". `counted`:
-    the loss is divided by the number of labels of the whole step, as HF Trainer asks for. `zero` is
-    more of DeepSpeed's `zero_optimization`, `options` of `memo.wrap`.
+    the loss is divided by the number of labels of the whole step, as HF Trainer asks for.
+    `momentum`: SGD's. `zero` is more of DeepSpeed's `zero_optimization`, `options` of `memo.wrap`.
     """
 
     engine: str
@@ -44,6 +44,7 @@ class Training:
     clip: float | None = None
     counted: bool = False
     steps: int = 2
+    momentum: float = 0.0
     zero: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +76,10 @@ class Training:
         loss: Tensor = model(**batch, **items).loss
         return loss
 
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Of all its parameters."""
+        return torch.optim.SGD(model.parameters(), lr=LR, momentum=self.momentum)
+
     @property
     def divisor(self) -> int:
         """Of each turn's loss; a loss that is counted is a part of the whole's already."""
@@ -85,7 +90,7 @@ def train_alone(training: Training, ranks: int) -> Updates:
     """The unwrapped model in one process, with the batches of all groups."""
     model, groups = build(training.model_family), ranks // training.degree
     before = _copied(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    optimizer = training.optimizer(model)
     for step in range(training.steps):
         items = training.items(groups, step)
         for index in range(training.accumulation):
@@ -108,7 +113,7 @@ def train_over_ranks(wire: Wire, training: Training) -> Updates:
     if training.engine.startswith("zero"):
         return _train_under_deepspeed(model, training, before)
     engine = _under(training.engine, model, wire.group.size)
-    optimizer = torch.optim.SGD(engine.parameters(), lr=LR)
+    optimizer = training.optimizer(engine)
     for step in range(training.steps):
         for index in range(training.accumulation):
             with _synchronised(engine, is_last=index == training.accumulation - 1):
@@ -158,47 +163,11 @@ def _synchronised(engine: nn.Module, *, is_last: bool) -> AbstractContextManager
     return nullcontext() if is_last else engine.no_sync()
 
 
-def set_up_deepspeed() -> None:
-    """For ranks on a CPU, in a process that is ours, before deepspeed starts."""
-    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
-    import deepspeed.ops
-
-    # Only inference calls it, and it would be compiled for each run of tests: tests are at no home
-    # where it could be kept.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def under_deepspeed(
-    model: nn.Module, zero: Mapping[str, Any], *, accumulation: int = 1, clip: float | None = None
-) -> Any:
-    """The engine of a model; `zero` is `zero_optimization` of DeepSpeed's configuration."""
-    set_up_deepspeed()
-    import deepspeed
-    from deepspeed.utils import set_z3_leaf_modules
-
-    if zero["stage"] == 3:
-        layers = list(model.get_submodule("model.layers").children())
-        set_z3_leaf_modules(model, [type(layers[0])])
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=LR),
-        dist_init_required=False,
-        config={
-            "train_micro_batch_size_per_gpu": 2,
-            "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": clip or 0.0,
-            "zero_optimization": dict(zero),
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        },
-    )
-    return engine
-
-
 def _train_under_deepspeed(model: nn.Module, training: Training, before: Updates) -> Updates:
     stage = int(training.engine[-1])
     engine = under_deepspeed(
         model,
+        training.optimizer(model),
         {"stage": stage, **training.zero},
         accumulation=training.accumulation,
         clip=training.clip,

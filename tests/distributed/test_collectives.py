@@ -36,7 +36,7 @@ def test_fsdp2(tmp_path: Path) -> None:
         assert (gathers.forward, gathers.backward) == (LAYERS + 1, LAYERS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)  # deepspeed compiles an operator when it is first used
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install 'memo-offload[deepspeed]'")
 def test_zero3(tmp_path: Path) -> None:

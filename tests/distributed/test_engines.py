@@ -47,7 +47,7 @@ def test_gradients_have_the_right_scale(engine: str, tmp_path: Path) -> None:
     _check(scale_cells(engine, 2), 4, tmp_path, limit_s=110.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @meshes
 def test_torch(mesh: tuple[int, int], tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_torch(mesh: tuple[int, int], tmp_path: Path) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1000)  # deepspeed compiles an operator when it is first used
 @meshes
 def test_zero(mesh: tuple[int, int], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Hugging Face's Trainer over ranks that share sequences does what it does in one process with the
 same global batch: weights under plain SGD, logged losses, learning rates, evaluation, resuming.
 
-Scope: DDP, FSDP2 and ZeRO-3, with a group for all ranks and with two.
+Scope: DDP, and FSDP2, ZeRO-2 and ZeRO-3 with the examples' configurations; a group for all ranks
+and two.
 """
 
 from __future__ import annotations
@@ -79,26 +80,26 @@ def _check_told(found: Outcome, expected: Outcome, run: Run) -> None:
         assert (found.predictions == expected.predictions).all(), run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ddp(ranks: int, tmp_path: Path) -> None:
     _check([*_runs("ddp"), *_more_runs(ranks // 2)], ranks, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_fsdp2(ranks: int, tmp_path: Path) -> None:
     _check(_runs("fsdp2"), ranks, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install 'memo-offload[deepspeed]'")
-def test_zero3(ranks: int, tmp_path: Path) -> None:
-    _check(_runs("zero3"), ranks, tmp_path)
+def test_zero(ranks: int, tmp_path: Path) -> None:
+    _check([*_runs("zero3"), _runs("zero2")[-1]], ranks, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """DeepSpeed's own offload of the optimizer, to the host and to NVMe, beside memo's tiers in one
-job: weight updates under plain SGD are those of one process.
+job: weight updates under SGD with momentum are those of one process.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import pytest
 from tests.distributed.engines import Training, several, train_alone
 from tests.distributed.ranks import run_ranks
 from tests.distributed.updates import wrong_updates
+from tests.distributed.zero import is_compiled
 from tests.families.catalogue import family_named
 from tests.families.harness import build
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(300),  # deepspeed compiles an operator when it is first used
+    pytest.mark.long,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(
         find_spec("deepspeed") is None, reason="pip install 'memo-offload[deepspeed]'"
     ),
@@ -55,31 +56,36 @@ def test_optimizer_on_the_host(tmp_path: Path) -> None:
     ssd, mixed = _tiers(tmp_path)
     _check(
         [
-            Training(engine="zero2", accumulation=2, clip=0.5, zero=zero, options=ssd),
-            Training(engine="zero3", zero=zero, options=ssd),
-            Training(engine="zero3", accumulation=2, clip=0.5, zero=zero, options=mixed),
+            _training("zero2", accumulation=2, clip=0.5, zero=zero, options=ssd),
+            _training("zero3", zero=zero, options=ssd),
+            _training("zero3", accumulation=2, clip=0.5, zero=zero, options=mixed),
         ],
         tmp_path,
     )
 
 
+@pytest.mark.skipif(
+    not is_compiled("async_io"),
+    reason="DS_ACCELERATOR=cpu python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; "
+    "AsyncIOBuilder().load()' compiles it in minutes, with libaio's headers (libaio-dev)",
+)
 def test_optimizer_on_nvme(tmp_path: Path) -> None:
     """Beside memo's own spill in the same directory."""
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible():
-        pytest.skip("deepspeed's async_io is built with libaio's headers: libaio-dev")
-    swap = tmp_path / "swap"
-    swap.mkdir()
     zero = {
-        "offload_optimizer": {"device": "nvme", "nvme_path": str(swap), "pin_memory": False},
+        "offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": False},
         "sub_group_size": 4096,
     }
     ssd, mixed = _tiers(tmp_path)
     _check(
         [
-            Training(engine="zero3", zero=zero, options=ssd),
-            Training(engine="zero3", accumulation=2, zero=zero, options=mixed),
+            _training("zero3", zero=zero, options=ssd),
+            _training("zero3", accumulation=2, zero=zero, options=mixed),
         ],
         tmp_path,
     )
+    swapped = [path for path in tmp_path.rglob("*.tensor.swp") if path.stat().st_size]
+    assert swapped  # the optimizer's
+
+
+def _training(engine: str, **more: Any) -> Training:
+    return Training(engine=engine, momentum=0.9, **more)

@@ -6,10 +6,10 @@ engine's own arguments tells a rank's Trainer from the other's.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,13 @@ from transformers import (
 import memo
 from memo.parallel.wire import Wire
 from memo.trainer_seam import parallelism_config
-from tests.distributed.engines import set_up_deepspeed
+from tests.distributed.zero import set_up_deepspeed
 from tests.families.catalogue import family_named
 from tests.families.harness import build, random_ids
 
 TOKENS, ROWS = 37, 6
 
-ZERO3 = {
-    "zero_optimization": {"stage": 3},
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-}
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 
 
 class Documents(torch.utils.data.Dataset[dict[str, Any]]):
@@ -84,8 +78,9 @@ class Streamed(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training. `degree` ranks share a sequence; `engine`: "ddp", "fsdp2" or "zero3". `options`
-    are of `TrainingArguments`; `predicts`: evaluation asks for logits, too.
+    """A training. `degree` ranks share a sequence; `engine`: "ddp", or what an example's
+    configuration is for: "fsdp2", "zero2", "zero3". `options` are of `TrainingArguments`;
+    `predicts`: evaluation asks for logits, too.
     """
 
     engine: str = "ddp"
@@ -137,10 +132,11 @@ def run_alone(run: Run, ranks: int, folder: Path) -> Outcome:
 
 def several(wire: Wire, runs: list[Run], start: Path, folder: Path) -> list[Outcome]:
     """One rank's part in one training after another; `start` has the model."""
-    with as_torchrun(), pytest.MonkeyPatch.context() as patch:
+    as_torchrun()
+    with pytest.MonkeyPatch.context() as patch:
         if any(run.engine != "ddp" for run in runs):
             take_cpus_for_gpus(patch)
-        if any(run.engine == "zero3" for run in runs):
+        if any(run.engine.startswith("zero") for run in runs):
             set_up_deepspeed()
         return [_over_ranks(run, start, folder / f"{index}") for index, run in enumerate(runs)]
 
@@ -177,18 +173,12 @@ def rank_arguments(run: Run, folder: Path) -> TrainingArguments:
 
 
 def _engine(name: str) -> dict[str, Any]:
-    if name == "zero3":
-        return {"deepspeed": ZERO3}
+    if name == "ddp":
+        return {"use_cpu": True}
+    config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     if name == "fsdp2":
-        return {"fsdp": True, "fsdp_config": FSDP2}
-    return {"use_cpu": True}
-
-
-FSDP2 = {
-    "version": 2,
-    "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
-    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-}
+        return {"fsdp": True, "fsdp_config": config}
+    return {"deepspeed": config | {"zero_allow_untested_optimizer": True}}  # SGD
 
 
 def _trainer(model: PreTrainedModel, arguments: TrainingArguments, run: Run) -> Trainer:
@@ -251,9 +241,8 @@ def take_cpus_for_gpus(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartialState, "_prepare_backend", lambda *_: ("gloo", DistributedType.MULTI_GPU))
 
 
-@contextmanager
-def as_torchrun() -> Iterator[None]:
-    """The environment that a rank has under torchrun; this process is ours."""
+def as_torchrun() -> None:
+    """Set the environment that a rank has under torchrun; this process is ours."""
     rank = str(dist.get_rank())
     os.environ |= {
         "RANK": rank,
@@ -263,4 +252,3 @@ def as_torchrun() -> Iterator[None]:
         "MASTER_ADDR": socket.gethostname(),
         "MASTER_PORT": "29500",  # never opened: the ranks have met
     }
-    yield

@@ -51,10 +51,12 @@ def test_peers_are_linked_as_the_table_says() -> None:
     assert hardware_of(replace(WELL, gpus=(unknown, unknown))).link_bytes_per_s is None
 
 
-def test_the_processor_is_a_device_whose_memory_is_the_hosts() -> None:
+def test_the_processor_is_a_device_that_shares_the_hosts_memory() -> None:
     node = hardware_of(replace(WELL, gpus=()))
     assert node.device == "A processor"
-    assert node.device_bytes == node.host_bytes == 900 * GB
+    assert node.device_bytes + node.host_bytes == 900 * GB
+    assert node.host_bytes == 900 * GB // 8
+    assert hardware_of(replace(WELL, gpus=(), disks=())).host_bytes == 1
     assert node.device_bytes_per_s == 20e9
     assert node.d2h_bytes_per_s == node.h2d_bytes_per_s == 10e9
     assert node.peak("float32") == 50e12

@@ -9,19 +9,26 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 import offload
 from memo.contracts import LayerMode
 from memo.kinds import find_layers
-from memo.planning.applied import check_model, layer_placements, options_of
+from memo.planning.applied import (
+    check_model,
+    division_note,
+    found_plan,
+    layer_placements,
+    options_of,
+)
 from memo.planning.forecast import forecast_of, runtime_bytes
 from memo.planning.live import LiveModel, live_model
 from memo.tracing import trace_step
 from memo.wrap import _root
 from offload import spread_placements
 from planner.codec import PlanError
-from planner.contracts import LayerSwap, Placement, Plan, SwapPlan, Tier
+from planner.contracts import LayerSwap, NoPlan, Placement, Plan, SwapPlan, Tier
 from planner.swap.groups import spread
 from tests.memo.planning.common import llama
 from tests.planner.test_contracts import PLAN
@@ -113,6 +120,75 @@ def test_a_whole_layers_x_stays_with_it() -> None:
             check_model(plan, live)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "device", "host", "ssd"),
+    [
+        (
+            1,
+            "1.0 GB more of the device or",
+            "3.0 GB more of the host or",
+            "5.0 GB more of the ssd;",
+        ),
+        (
+            8,
+            "1.0 GB more of the device on each GPU or",
+            "24.0 GB more of the host on the node or",
+            "40.0 GB more of the ssd on the node;",
+        ),
+    ],
+)
+def test_what_is_missing_of_the_host_and_the_ssd_is_the_nodes(
+    ranks: int, device: str, host: str, ssd: str
+) -> None:
+    work = replace(WORK, ranks=ranks, sequence_parallel=ranks)
+    missing = {Tier.DEVICE: 10**9, Tier.HOST: 3 * 10**9, Tier.SSD: 5 * 10**9}
+    none = NoPlan(workload=work, hardware=PLAN.hardware, missing_bytes=missing, longest_tokens=1024)
+    with pytest.raises(PlanError) as told:
+        found_plan(none)
+    assert f"it takes {device} {host} {ssd} the longest sequence" in str(told.value)
+
+
+# ---- how parameters are divided ----
+
+
+def _parts() -> list[nn.Module]:
+    """Two layers, of which the second is as ZeRO-3 leaves it, and the first whole to be used."""
+    whole, part = nn.Linear(3, 5), nn.Linear(3, 5)
+    for param in part.parameters():
+        param.ds_numel, param.data = param.numel(), torch.empty(0)  # type: ignore[attr-defined]
+    return [whole, part]
+
+
+def _sharded() -> list[nn.Module]:
+    """One layer as `fully_shard` makes it, whole to be used: in its forward."""
+    layer = nn.Sequential(nn.Linear(3, 5))
+    layer.__class__ = type("FSDPSequential", (FSDPModule, nn.Sequential), {})
+    return [layer]
+
+
+def _planned_for(zero: Any, ranks: int) -> Plan:
+    work = replace(WORK, zero=zero, ranks=ranks, sequence_parallel=1)
+    return replace(PLAN, workload=work)
+
+
+@pytest.mark.parametrize("divided", [_parts, _sharded], ids=["zero", "fsdp"])
+def test_parameters_divided_as_planned_need_no_word(divided: Any) -> None:
+    whole = [nn.Linear(3, 5), nn.Linear(5, 3)]
+    assert division_note(_planned_for(3, 2), divided()) is None
+    for zero in (0, 1, 2):
+        assert division_note(_planned_for(zero, 2), whole) is None
+        told = division_note(_planned_for(zero, 2), divided())
+        assert told is not None
+        assert f"whole on each of 2 ranks (zero={zero})" in told
+    for layers in (whole, divided()):
+        assert division_note(_planned_for(3, 1), layers) is None, "one rank has all"
+
+
+def test_whole_parameters_are_refused_where_stage_3_was_planned() -> None:
+    with pytest.raises(offload.MemoError, match=r"zero=3, parameters divided among 2 ranks.*whole"):
+        division_note(_planned_for(3, 2), [nn.Linear(3, 5), nn.Linear(5, 3)])
+
+
 # ---- what is the runtime's ----
 
 
@@ -126,8 +202,27 @@ def test_model_states_are_not_the_runtimes() -> None:
     assert found == {offload.Tier.DEVICE: 7, offload.Tier.HOST: 1000, offload.Tier.SSD: 50}
     forecast = forecast_of(plan, _live())
     assert forecast.pass_s < plan.predictions.step_s
+    some_frozen = forecast_of(plan, _live(trainable=work.parameters // 3))
+    assert some_frozen == forecast, "plans that train in full count all as trained"
     device = replace(plan, workload=replace(work, offload_optimizer="none"))
     assert runtime_bytes(device, _live())[offload.Tier.HOST] == states + 1000
+
+
+@pytest.mark.parametrize(
+    ("zero", "dtype", "each"), [(0, "bfloat16", 12), (2, "bfloat16", 14), (3, "float32", 12)]
+)
+def test_an_engines_writes_are_not_the_runtimes(zero: Any, dtype: str, each: int) -> None:
+    """What lies on the SSD is what is written there: states, and from stage 2 on gradients."""
+    work = replace(WORK, offload_optimizer="ssd", zero=zero, dtype=dtype, train="full")
+    own = -(-work.parameters // work.ranks) if zero else work.parameters
+    told = replace(
+        PLAN.predictions,
+        ssd_written_bytes_per_step=each * own + 1000,
+        peak_bytes={Tier.DEVICE: 7, Tier.SSD: each * own + 50},
+    )
+    forecast = forecast_of(replace(PLAN, workload=work, predictions=told), _live())
+    assert forecast.ssd_written_bytes == 1000
+    assert forecast.peak_bytes[offload.Tier.SSD] == 50
 
 
 def test_the_hosts_limit_has_room_for_alignment_and_keeps_the_budget() -> None:

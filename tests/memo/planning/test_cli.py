@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from memo.planning import cli
 from memo.planning.cli import plan
 from planner.contracts import Plan
 from planner.swap import solver
@@ -19,6 +21,8 @@ ASKED = {
     *("peak_host_bytes", "ssd_bytes", "ssd_written_bytes_per_step", "exposed_s"),
     *("longest_tokens",),
 }
+
+DEGREE_4 = ("--gpus", "4", "--sequence-parallel", "4")
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +123,27 @@ def test_a_sweep_over_gpus_has_a_row_for_each_and_the_nodes_figures(model: Path)
         (("--sweep", "tokens=8K..4K"), "--sweep is '8K..4K': takes two numbers"),
         (("--sweep", "lots"), "--sweep is 'lots'"),
         (("--tokens", "-5"), "tokens is '-5'"),
+        (("--tokens", "-1"), "tokens is '-1'"),
+        (("--tokens=-1",), "tokens is '-1'"),
         (("--tokens", "4k", "--gpu-memory", "0"), "gpu_memory is '0'"),
         (("--tokens", "4k", "--endurance-tbw", "10"), "endurance_tbw is given, and no ssd"),
         (("--tokens", "4k", "--step-tolerance", "2"), "step_tolerance is 2.0"),
         (("--sweep", "tokens=4K..8K", "-o", "plan.json"), "--output takes one plan"),
         (("--tokens", "4k", "-o", "/nowhere/plan.json"), "--output is /nowhere/plan.json"),
+        (("--tokens", "4k", "-o", "/"), "--output is /: takes a file"),
+        (("--tokens", "4k", "--report", "/"), "--report is /: takes a file"),
+        (("--tokens", "4k", "--trace", "/"), "--trace is /: takes a file"),
+        (("--tokens", "4k", "--trace", "/nowhere/step.json"), "--trace is /nowhere/step.json"),
+        (("--sweep", "tokens=4K..8K", "--trace", "step.json"), "--trace takes one plan"),
+        (("--tokens", "4k", "-o", "a", "--trace", "a"), "--output and --trace are written to"),
+        (
+            ("--sweep", "tokens=3,4K", *DEGREE_4),
+            "tokens of a sweep is 3: 4 GPUs that share",
+        ),
+        (
+            (*("--sweep", "tokens=7,4K", "--sweep", "gpus=4,8"), *DEGREE_4),
+            "tokens of a sweep is 7: 8 GPUs that share",
+        ),
         (("--tokens", "4k", "--host-memory", "0"), "host_memory is '0'"),
         (("--tokens", "4k", "--zero", "1"), "zero is 1: one GPU"),
     ],
@@ -135,8 +155,77 @@ def test_refusals(model: Path, arguments: tuple[str, ...], message: str) -> None
 def test_unknown_names_are_refused_with_others(model: Path) -> None:
     result = invoke(model, "--tokens", "4k", "--gpu", "h100-8gb", "--host-memory", "1TB")
     assert "did you mean" in refused(result)
-    result = invoke("/nowhere/llama", "--tokens", "4k", "--gpu", "h100", "--host-memory", "1TB")
-    assert "names like it: llama" in refused(result)
+    missing = model.parent / f"{model.name}s"
+    result = invoke(missing, "--tokens", "4k", "--gpu", "h100", "--host-memory", "1TB")
+    assert f"no such file or folder; here is {model}" in refused(result)
+
+
+def test_a_number_of_tokens_that_is_none_is_refused_before_the_model() -> None:
+    assert refused(invoke("/nowhere/llama", "--tokens", "-1")).startswith("tokens is '-1'")
+    emulated = invoke("/nowhere/llama", "--tokens", "-1", "--emulate-rank", "0")
+    assert refused(emulated).startswith("tokens is '-1'")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(("--batch", "1"), ("--train", "full"), ("--zero", "0"), ("--offload-optimizer", "host")),
+        *(("--gpu", "l4"), ("--gpus", "2"), ("--gpu-memory", "8GB"), ("--host-memory", "1GB")),
+        *(("--ssd", "1TB@1GB/s"), ("--pcie", "8GB/s"), ("--endurance-tbw", "600")),
+        *(("--step-tolerance", "0.1"), ("--output", "a"), ("--report", "a"), ("--trace", "a")),
+    ],
+)
+def test_emulating_a_rank_takes_nothing_that_it_would_pass_over(
+    given: tuple[str, str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[dict[str, object]] = []
+    monkeypatch.setattr(cli, "_emulate", lambda *_, **named: ran.append(named))
+    taken = [*("--tokens", "4k", "--sequence-parallel", "2", "--emulate-rank", "1", "--json")]
+    taken += ["--dtype", "float32", "--tile-tokens", "128"]
+    message = refused(invoke(model, *taken, *given))
+    assert message.startswith(f"{given[0]} is not taken by --emulate-rank")
+    assert not ran
+    assert invoke(model, *taken).exit_code == 0
+    assert [one["rank"] for one in ran] == [1]
+
+
+def test_the_step_is_written_as_a_trace(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    result = on_l4(model, "--tokens", "20k", "--json", "--trace", path)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    (process,) = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert process.endswith(", 20K tokens")
+    spans = [e for e in events if e["ph"] == "X"]
+    assert max(e["ts"] + e["dur"] for e in spans) == pytest.approx(told["step_s"] * 1e6)
+    memory = [e["args"]["bytes"] for e in events if e["ph"] == "C" and e["name"] == "device"]
+    assert max(memory) == told["peak_device_bytes"]
+
+
+def test_what_does_not_fit_is_not_written_and_said(model: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("plan.json", "step.json", "page.html")]
+    options = zip(("-o", "--trace", "--report"), files, strict=True)
+    asked = ("--tokens", "1M", "--gpu-memory", "256MB")
+    result = on_l4(model, *asked, *(word for option in options for word in option))
+    assert result.exit_code == 1, result.output
+    assert result.stdout.startswith("does not fit: ")
+    for path in files[:2]:
+        assert f"{path} is not written: nothing fits" in result.stderr
+    assert [path.exists() for path in files] == [False, False, True]
+
+
+def test_a_plan_is_printed_when_its_file_cannot_be_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Plan, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Plan, "save", full)
+    result = on_l4(model, "--tokens", "4k", "-o", tmp_path / "plan.json")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("fits: ")
+    assert "plan.json: No space left on device" in result.stderr
 
 
 def test_what_is_written_and_how_long_disks_last_is_printed(model: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from memo.doctor.contracts import ComputeRate, HostMemory, Machine
 from memo.planning import node as node_module
-from memo.planning import plan
+from memo.planning import plan, public
 from memo.planning.figures import wear_of
 from memo.planning.making import Outcome
+from memo.planning.node import NodeArguments, find_node
 from offload import MemoError
 from planner.codec import PlanError
 from planner.contracts import NoPlan, Placement, Plan, Tier, Workload
@@ -233,8 +234,50 @@ def test_refusals(changes: dict[str, Any], message: str) -> None:
         plan(llama(), **arguments)
 
 
-def test_an_unknown_model_is_refused_with_names_like_it() -> None:
-    with pytest.raises(ValueError, match="model '/nowhere/lama'"):
+PLAIN: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": -1}, "tokens is -1"),
+    ({"tokens": 1.5}, "tokens is 1.5"),
+    ({"train": "half"}, "train is 'half'"),
+    ({"zero": 4}, "zero is 4"),
+    ({"zero": True}, "zero is True"),
+    ({"offload_optimizer": "tape"}, "offload_optimizer is 'tape'"),
+    ({"sequence_parallel": 0}, "sequence_parallel is 0"),
+    ({"batch": 0}, "batch is 0"),
+    ({"dtype": "int8"}, "dtype is 'int8'"),
+    ({"tile_tokens": 0}, "tile_tokens is 0"),
+    ({"step_tolerance": 1.0}, "step_tolerance is 1.0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), PLAIN)
+def test_plain_values_are_checked_before_the_model_and_the_machine(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unasked(*_: object) -> NoReturn:
+        raise AssertionError("was looked up")
+
+    monkeypatch.setattr(public, "named_config", unasked)
+    monkeypatch.setattr(public, "find_node", unasked)
+    arguments: dict[str, Any] = {"tokens": 4096, **changes}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        plan("any/model", **arguments)
+
+
+@pytest.mark.parametrize("name", ["host_memory", "gpu_memory", "ssd", "pcie"])
+def test_sizes_are_read_before_this_machine_is_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unasked() -> NoReturn:
+        raise AssertionError("was measured")
+
+    monkeypatch.setattr(node_module, "probe_machine", unasked)
+    given: dict[str, Any] = {name: "lots"}
+    with pytest.raises(ValueError, match=f"^{name} is 'lots'"):
+        plan(llama(), tokens=4096, **given)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="model '/nowhere/lama': there is no such file"):
         plan("/nowhere/lama", tokens=4096, gpu="h100", host_memory="1TB")
 
 
@@ -307,10 +350,44 @@ def test_without_a_gpu_this_machine_is_planned_for(monkeypatch: pytest.MonkeyPat
     found = plan(llama(), tokens=3000, find_longest=False, lay_out=False)
     assert isinstance(found, Plan)
     assert found.hardware.device == "a test's"
-    assert found.hardware.device_bytes == 8 * GB
+    assert (found.hardware.device_bytes, found.hardware.host_bytes) == (8 * GB - 1, 1)
     with pytest.raises(ValueError, match=r"gpus is 2, and this machine has 0: .* name its gpu"):
         plan(llama(), tokens=3000, gpus=2)
     with pytest.raises(MemoError, match="computes in float32 is not known"):
         plan(llama(), tokens=3000, dtype="float32")
     less = plan(llama(), tokens=3000, host_memory="6GB", gpu_memory="5GB", lay_out=False)
     assert (less.hardware.host_bytes, less.hardware.device_bytes) == (6 * GB, 5 * GB)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, (8 * GB - 1, 1)),
+        ({"ssd": "1TB@1GB/s"}, (7 * GB, GB)),
+        ({"host_memory": "3GB"}, (5 * GB, 3 * GB)),
+        ({"gpu_memory": "6GB"}, (6 * GB, 1)),
+        ({"gpu_memory": "7500MB", "ssd": "1TB@1GB/s"}, (7500 * 10**6, 500 * 10**6)),
+        ({"gpu_memory": "2GB", "ssd": "1TB@1GB/s"}, (2 * GB, GB)),
+    ],
+)
+def test_a_processors_memory_is_counted_once(
+    said: dict[str, Any], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "probe_machine", lambda: PROCESSOR)
+    hardware = find_node(_said(**said)).hardware
+    assert (hardware.device_bytes, hardware.host_bytes) == expected
+    assert hardware.device_bytes + hardware.host_bytes <= PROCESSOR.host.available_bytes
+
+
+def test_a_host_that_leaves_the_processor_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_module, "probe_machine", lambda: PROCESSOR)
+    with pytest.raises(ValueError, match=r"^host_memory is 8000000000 bytes: without a GPU"):
+        find_node(_said(host_memory="8GB"))
+
+
+def _said(**changes: Any) -> NodeArguments:
+    nothing = dict.fromkeys(("gpu", "gpu_memory", "host_memory", "ssd", "pcie", "hardware"))
+    arguments: dict[str, Any] = {"gpus": 1, "dtype": "bfloat16", **nothing, **changes}
+    return NodeArguments(**arguments)

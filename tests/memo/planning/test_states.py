@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from rich.filesize import decimal
 
 from memo.planning.costing import Costing, traced
+from memo.planning.notes import notes_of
 from memo.planning.states import Optimizer, StateChoice, resident_bytes, state_choices, states_of
 from planner.contracts import Tier
 from planner.trace import StepTrace
@@ -60,8 +62,69 @@ def test_optimizer_seconds_by_hand() -> None:
     assert seconds(1, "none") == pytest.approx(28e9 / 1e15 + 0.75 * 8e9 / 1e10)
     on_host = 4e9 / 4e9 + 2 * 2e9 / 2e9
     assert seconds(3, "host") == pytest.approx(on_host)
-    assert seconds(3, "ssd") == pytest.approx(on_host + 2 * 48e9 / 1e9)
+    assert seconds(3, "ssd") == pytest.approx(on_host + 2 * 56e9 / 1e9)
     assert seconds(0, "host") == pytest.approx(16e9 / 4e9 + 2 * 8e9 / 2e9)
+
+
+@pytest.mark.parametrize(
+    ("zero", "dtype_bytes", "written"),
+    [(0, 2, 12 * 4), (1, 2, 12), (2, 2, 14), (3, 2, 14), (0, 4, 8 * 4), (1, 4, 8), (3, 4, 12)],
+)
+def test_what_an_optimizer_on_the_ssd_writes_is_what_lies_there(
+    zero: int, dtype_bytes: int, written: int
+) -> None:
+    """A parameter's bytes: master weight and two moments, or the moments alone in float32, and
+    from stage 2 on the gradient.
+    """
+    node = machine(**FOUR, disks=disks())
+    for place, expected in (("ssd", written * GB), ("host", 0), ("none", 0)):
+        choice = StateChoice(zero, place)  # type: ignore[arg-type]
+        optimizer = Optimizer(node, choice, 4 * GB, 4 * GB, 4, dtype_bytes)
+        assert optimizer.written_bytes == optimizer.states.ssd_bytes == expected
+    on_disk, on_host = (
+        Optimizer(node, StateChoice(zero, place), 4 * GB, 4 * GB, 4, dtype_bytes)  # type: ignore[arg-type]
+        for place in ("ssd", "host")
+    )
+    disk_s = on_disk.seconds - on_host.seconds
+    assert disk_s == pytest.approx(2 * 4 * written)  # 1 GB/s, shared by 4 ranks
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_written_bytes_are_the_resident_ones(train: str, zero: int, dtype: str) -> None:
+    four = machine(**FOUR, disks=disks())
+    asked = request(four, sequence_parallel=4, train=train, dtype=dtype)
+    trace, costing = traced(asked), Costing(asked, StateChoice(zero, "ssd"))  # type: ignore[arg-type]
+    resident = resident_bytes(trace, states_of(asked, trace, costing.choice))
+    assert costing.optimizer(trace).written_bytes == resident[Tier.SSD] > 0
+
+
+def test_gradients_to_accumulate_are_told(trace: StepTrace) -> None:
+    asked = request(machine(**FOUR), sequence_parallel=4)
+
+    def told(zero: int, place: str) -> list[str]:
+        costing = Costing(asked, StateChoice(zero, place))  # type: ignore[arg-type]
+        return [note for note in notes_of(asked, trace, costing) if "accumulate" in note]
+
+    whole, share = 2 * trace.parameters, 2 * -(-trace.parameters // 4)
+    for zero, place, size in ((0, "none", whole), (1, "host", whole), (2, "none", share)):
+        (note,) = told(zero, place)
+        assert f"add {decimal(size)} to the device's peak" in note
+    assert told(3, "host") == [], "they are not on the device"
+    assert not any("accumulate" in note for note in notes_of(asked, trace, None))
+
+
+@pytest.mark.parametrize("place", ["none", "host", "ssd"])
+def test_an_optimizer_off_the_device_is_told_with_what_is_assumed(
+    trace: StepTrace, place: str
+) -> None:
+    asked = request(machine(disks=disks()), offload_optimizer=place)
+    costing = Costing(asked, StateChoice(0, place))  # type: ignore[arg-type]
+    text = "\n".join(notes_of(asked, trace, costing))
+    is_off = place != "none"
+    assert (f"states get to the {place} by the engine" in text) is is_off
+    assert ("assumed, not measured: the node's processors update 4e+09" in text) is is_off
 
 
 def test_adapters_are_what_is_trained() -> None:
