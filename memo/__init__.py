@@ -6,7 +6,8 @@ memo refuses is a `MemoError` (bad argument values are `ValueError`), everything
 another way than asked a `MemoWarning` (or, on a disk, a `SpillWarning`).
 """
 
-from memo.planning import plan
+from typing import TYPE_CHECKING, Any
+
 from memo.predicted import Figure
 from memo.report import KindReport, LaneReport, Report, Wear, report
 from memo.trace import trace
@@ -17,6 +18,9 @@ from offload import MemoError, SpillError, TransferError
 from planner.codec import PlanError
 from planner.contracts import NoPlan, Plan
 from ssd import SpillWarning
+
+if TYPE_CHECKING:
+    from memo.planning.public import plan
 
 __all__ = [
     "Figure",
@@ -39,3 +43,12 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Planning imports a solver, which training without a plan can do without.
+    if name == "plan":
+        from memo.planning.public import plan
+
+        return plan
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

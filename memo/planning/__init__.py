@@ -4,9 +4,6 @@
 request to a plan. On its way `states.py` says where model states may lie, `costing.py` what a step
 costs, `choosing.py` which plan is taken, `longest.py` how long a sequence may get, `lives.py` and
 `arena.py` what a layout takes. `figures.py`, `show.py` and `page.py` say what was found, `sweep.py`
-at several lengths; `applied.py` is a plan in the runtime's words.
+at several lengths; `applied.py` is a plan in the runtime's words, `live.py`, `here.py` and
+`wrapping.py` are what `wrap` asks for. Nothing is imported here: it takes a solver.
 """
-
-from memo.planning.public import plan
-
-__all__ = ["plan"]

@@ -21,7 +21,7 @@ from planner.layout import (
 )
 from planner.trace import StepTrace
 
-TIME_LIMIT_S = 4.0
+TIME_LIMIT_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)

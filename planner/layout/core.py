@@ -33,27 +33,41 @@ def solve_around_core(
     time_limit_s: float,
     on_progress: OnProgress | None = None,
 ) -> Layout | None:
-    """Lay the core out for `goal_bytes`, then everything else around it, greedily. None when that
-    is not lower than `below_bytes`, or when everything belongs to the core. `time_limit_s` is the
-    core's; each greedy placement begins within it, the first one in any case.
+    """Lay the core out for `goal_bytes`, then everything else around it, greedily; what ends above
+    the goal joins the core, which is laid out again. None when nothing is lower than `below_bytes`,
+    or when everything belongs to the core. `time_limit_s` is for all of it; each greedy placement
+    begins within it, the first one in any case.
     """
     deadline_s = time.monotonic() + time_limit_s
     sections = cut_sections(problem)
-    is_core = _core(sections)
-    if is_core.all():
-        return None
-    indices = np.flatnonzero(is_core)
-    core = Problem(tuple(problem.buffers[i] for i in indices.tolist()), problem.alignment_bytes)
-    found = solve(
-        core, goal_bytes=goal_bytes, time_limit_s=time_limit_s, on_progress=on_progress
-    ).layout
-    if found.height_bytes >= below_bytes:
-        return None
-    offsets = np.array([found.offsets_bytes[b.id] for b in core.buffers], np.int64)
-    begun = indices[np.argsort(offsets, kind="stable")]
     goal = goal_bytes // sections.unit_bytes
-    layout = to_layout(problem, sections, _around(sections, begun, is_core, goal, deadline_s))
+    best = Incumbent(sections)
+    is_core = _core(sections)
+    while not is_core.all() and (left_s := deadline_s - time.monotonic()) > 0:
+        core = Problem(
+            tuple(problem.buffers[i] for i in np.flatnonzero(is_core).tolist()),
+            problem.alignment_bytes,
+        )
+        found = solve(core, goal_bytes=goal_bytes, time_limit_s=left_s, on_progress=on_progress)
+        if found.height_bytes >= below_bytes:
+            break
+        begun = _begun(core, found.layout, is_core)
+        offsets = _around(sections, begun, is_core, goal, deadline_s)
+        best.offer(offsets, "core first")
+        left_over = (offsets + sections.sizes > goal) & ~is_core
+        if best.height <= goal or not left_over.any():
+            break
+        is_core = is_core | left_over
+    if best.offsets is None:
+        return None
+    layout = to_layout(problem, sections, best.offsets)
     return layout if layout.height_bytes < below_bytes else None
+
+
+def _begun(core: Problem, layout: Layout, is_core: npt.NDArray[np.bool_]) -> Ints:
+    """The core's indices in the order of its offsets."""
+    offsets = np.array([layout.offsets_bytes[b.id] for b in core.buffers], np.int64)
+    return np.asarray(np.flatnonzero(is_core)[np.argsort(offsets, kind="stable")])
 
 
 def _core(sections: Sections) -> npt.NDArray[np.bool_]:

@@ -51,8 +51,9 @@ no cuts), then the share of the time left."""
 LEVEL_ONE_SHARE = 0.5
 """Of a round's time, at most, for all the blocks."""
 
-CORE_SHARE = 0.25
-"""Of the time left after a round's level two fell short, for its crowded core."""
+CORE_SHARE = 0.6
+"""Of the time left after a round's level two fell short, for its crowded core: what it can solve at
+all it solves in two seconds or so."""
 
 MOST_FLAT_BUFFERS = 4000
 """Of a flat problem that is solved as it is: one greedy placement of more takes seconds."""

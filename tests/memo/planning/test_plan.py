@@ -9,10 +9,11 @@ import pytest
 
 from memo.doctor.contracts import ComputeRate, HostMemory, Machine
 from memo.planning import node as node_module
-from memo.planning import plan, public
+from memo.planning import public
 from memo.planning.figures import wear_of
 from memo.planning.making import Outcome
 from memo.planning.node import NodeArguments, find_node
+from memo.planning.public import plan
 from offload import MemoError
 from planner.codec import PlanError
 from planner.contracts import NoPlan, Placement, Plan, Tier, Workload
