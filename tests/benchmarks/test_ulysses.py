@@ -114,6 +114,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[Peer, list[UlyssesSa
     return found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(LIMIT_S)
 def test_gradients_are_those_of_one_process_and_a_peers_scale_is_seen(
     peaks: dict[Peer, list[UlyssesSample]],
@@ -128,6 +129,7 @@ def test_gradients_are_those_of_one_process_and_a_peers_scale_is_seen(
         assert sample.gradient_scale == pytest.approx(2, rel=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(LIMIT_S)
 def test_all_peers_send_what_the_formula_says(peaks: dict[Peer, list[UlyssesSample]]) -> None:
     for peer, samples in peaks.items():

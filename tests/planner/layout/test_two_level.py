@@ -114,7 +114,7 @@ def test_cut_blocks_are_as_low_as_the_flat_problem(
     assert cut.solution.solver.startswith(name)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(problems(most=4), min_size=1, max_size=2),
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20)), max_size=4),
