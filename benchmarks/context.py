@@ -56,7 +56,10 @@ class _Formatter(ArgumentDefaultsHelpFormatter):
 
 def count(text: str) -> int:
     """An option that is a number above 0."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"got {text!r}, takes a whole number above 0") from error
     if value < 1:
         raise ArgumentTypeError(f"got {value}, takes a whole number above 0")
     return value

@@ -14,13 +14,14 @@ order of the work.
 from __future__ import annotations
 
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.context import count
 from benchmarks.long_case import LayerDone, LongCase, RankResult
 from benchmarks.long_plan import predicted
 from benchmarks.long_rank import run_rank
@@ -28,17 +29,6 @@ from benchmarks.long_show import LongResult, save, table
 from benchmarks.ulysses_ranks import listen
 
 PIPE_COLUMNS = 120
-
-
-def count(text: str) -> int:
-    """An option that is a number above 0."""
-    try:
-        value = int(text)
-    except ValueError as error:
-        raise ArgumentTypeError(f"got {text!r}, takes a whole number above 0") from error
-    if value < 1:
-        raise ArgumentTypeError(f"got {value}, takes a whole number above 0")
-    return value
 
 
 def parser() -> ArgumentParser:

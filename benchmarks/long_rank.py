@@ -14,18 +14,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import memo
 from benchmarks.long_case import LayerDone, LongCase, RankResult
+from benchmarks.random_model import SEED, random_model
 from benchmarks.ulysses_ranks import Say
 from memo.measure import PeakMemory, exact_malloc
 from memo.parallel.shares import share_tokens, unit_tokens
 from memo.training.optimizer import MasterAdamW
 from memo.wrap import runtime_of
 
-SEED = 0
 WARM_UP_TOKENS_PER_RANK = 512
 _MALLOC_BYTES = 64 << 10
 """Blocks from here on go back to the kernel when they are freed."""
@@ -64,13 +64,7 @@ def run_rank(say: Say, case: LongCase) -> RankResult:
 
 def built(case: LongCase) -> PreTrainedModel:
     """Random weights, the same on every rank."""
-    torch.manual_seed(SEED)
-    auto: Any = AutoModelForCausalLM  # its methods have no types
-    model = auto.from_config(
-        case.config(), dtype=getattr(torch, case.dtype), attn_implementation="sdpa"
-    )
-    model.train()
-    return cast(PreTrainedModel, model)
+    return random_model(case.config(), getattr(torch, case.dtype), "sdpa")
 
 
 def _step(model: PreTrainedModel, optimizer: MasterAdamW, ids: Tensor) -> float:

@@ -17,16 +17,16 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import memo
 from benchmarks.prediction_contracts import PLANNED, Job, Measured
 from benchmarks.prediction_models import config_of
+from benchmarks.random_model import random_model
 from memo.training.optimizer import MasterAdamW
 from memo.wrap import runtime_of
 from planner.trace.recorder import Recorder, peak_bytes
 
-SEED = 0
 DTYPE = torch.bfloat16
 SKELETAL = {"keep": "keep", "host": "host", "ssd": "ssd", "recompute": "keep"}
 """Where x and o go with each placement."""
@@ -34,10 +34,7 @@ SKELETAL = {"keep": "keep", "host": "host", "ssd": "ssd", "recompute": "keep"}
 
 def build(model: str) -> PreTrainedModel:
     """One of the benchmark's models, with random weights, in training mode."""
-    torch.manual_seed(SEED)
-    made: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(model), dtype=DTYPE)
-    made.train()
-    return made
+    return random_model(config_of(model), DTYPE, "sdpa")
 
 
 def measure(job: Job) -> Measured:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import ulysses_heads, ulysses_tables
-from benchmarks.long import count
+from benchmarks.context import count
 from benchmarks.ulysses_case import Peer, Phase, UlyssesCase, UlyssesJob, UlyssesSample
 from benchmarks.ulysses_rank import measure, reference_gradients
 from benchmarks.ulysses_ranks import results

@@ -10,22 +10,22 @@ import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import memo
 from benchmarks import ulysses_alst
+from benchmarks.random_model import SEED, random_model
 from benchmarks.ulysses_case import Peer, Phase, UlyssesCase, UlyssesJob, UlyssesSample
 from benchmarks.ulysses_ranks import Say
 from benchmarks.ulysses_wire import counted_exchanges
 from memo.measure import PeakMemory, exact_malloc
 
-SEED = 0
 LEARNING_RATE = 0.0
 """So that every step's gradients are those of the reference's weights; an update takes as long."""
 
@@ -36,13 +36,7 @@ _MALLOC_BYTES = 64 << 10
 
 def built(case: UlyssesCase) -> PreTrainedModel:
     """Random weights, the same on every rank."""
-    torch.manual_seed(SEED)
-    auto: Any = AutoModelForCausalLM  # its methods have no types
-    model = auto.from_config(
-        case.config(), dtype=getattr(torch, case.dtype), attn_implementation="sdpa"
-    )
-    model.train()
-    return cast(PreTrainedModel, model)
+    return random_model(case.config(), getattr(torch, case.dtype), "sdpa")
 
 
 def batch_of(case: UlyssesCase, tokens: int) -> tuple[Tensor, Tensor]:

@@ -191,7 +191,6 @@ def plan(
             host_memory=host_memory,
             ssd=ssd,
             pcie=pcie,
-            hardware=None,
             dtype=dtype,
             endurance_tbw=endurance_tbw,
         )

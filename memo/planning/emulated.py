@@ -84,17 +84,7 @@ def emulated_table(found: Emulation) -> Table:
 
 def _node(ranks: int, dtype: str) -> Node:
     """So many of this machine's device, which is measured (some seconds)."""
-    said = NodeArguments(
-        gpus=1,
-        gpu=None,
-        gpu_memory=None,
-        host_memory=None,
-        ssd=None,
-        pcie=None,
-        hardware=None,
-        dtype=dtype,
-    )
-    node = find_node(said)
+    node = find_node(NodeArguments(gpus=1, dtype=dtype))
     # What is sent is not timed here, but a plan of several ranks takes a link.
     link = node.hardware.link_bytes_per_s or node.hardware.d2h_bytes_per_s
     return replace(node, hardware=replace(node.hardware, gpus=ranks, link_bytes_per_s=link))

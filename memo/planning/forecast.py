@@ -5,14 +5,14 @@ Scope: taking a plan's figures apart: the runtime's share, and what is an engine
 
 from __future__ import annotations
 
+import torch
+
 from memo.planning.live import LiveModel
 from memo.planning.states import Optimizer, StateChoice
 from memo.predicted import Forecast
 from offload import Lane, Tier
 from planner.contracts import LayerSwap, Placement, Plan
 from planner.contracts import Tier as PlannedTier
-
-_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def runtime_bytes(plan: Plan, live: LiveModel) -> dict[Tier, int]:
@@ -46,7 +46,7 @@ def _optimizer(plan: Plan, live: LiveModel) -> Optimizer:
         live.trainable if live.train == "lora" else live.parameters,
         live.parameters,
         work.ranks,
-        _WIDTHS[work.dtype],
+        getattr(torch, work.dtype).itemsize,
     )
 
 

@@ -38,12 +38,12 @@ class NodeArguments:
     """
 
     gpus: int
-    gpu: str | None
-    gpu_memory: Size | None
-    host_memory: Size | None
-    ssd: str | Disks | None
-    pcie: float | str | None
-    hardware: Hardware | None
+    gpu: str | None = None
+    gpu_memory: Size | None = None
+    host_memory: Size | None = None
+    ssd: str | Disks | None = None
+    pcie: float | str | None = None
+    hardware: Hardware | None = None
     dtype: str
     endurance_tbw: float | None = None
 

@@ -19,11 +19,12 @@ LETTERS = {
     Placement.SSD: ("S", "magenta"),
     Placement.RECOMPUTE: ("r", "yellow"),
 }
-_OF_TIER = {
-    Tier.DEVICE: LETTERS[Placement.KEEP],
-    Tier.HOST: LETTERS[Placement.HOST],
-    Tier.SSD: LETTERS[Placement.SSD],
+PLACED_IN = {
+    Tier.DEVICE: Placement.KEEP,
+    Tier.HOST: Placement.HOST,
+    Tier.SSD: Placement.SSD,
 }
+"""What lies in a tier is drawn as tiles that are placed there."""
 
 LEGEND = "K kept on the GPU, H host, S SSD, r recomputed; x: layer inputs, o: attention outputs"
 
@@ -36,8 +37,8 @@ def picture(layers: Sequence[LayerSwap], width: int) -> Iterator[Text]:
         columns = [column(layer) for layer in part]
         for row in range(HEIGHT):
             yield _line("tiles" if not row else "", [letters[row] for letters in columns])
-        yield _line("x", [_OF_TIER[layer.x] for layer in part])
-        yield _line("o", [_OF_TIER[layer.o] for layer in part])
+        yield _line("x", [LETTERS[PLACED_IN[layer.x]] for layer in part])
+        yield _line("o", [LETTERS[PLACED_IN[layer.o]] for layer in part])
 
 
 def column(layer: LayerSwap) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from memo.planning.picture import PLACED_IN
 from memo.planning.svg import (
     AXIS,
     LEFT,
@@ -20,7 +21,7 @@ from memo.planning.svg import (
     words,
     x_of,
 )
-from planner.contracts import LayerSwap, Placement, Tier
+from planner.contracts import LayerSwap, Placement
 
 _TILES, _HEAD, _ROW = 120.0, 8.0, 20.0
 _MOST_NUMBERS = 16
@@ -32,11 +33,6 @@ PLACES = {
     Placement.HOST: ("c0", "host"),
     Placement.SSD: ("c6", "SSD"),
     Placement.RECOMPUTE: ("c4", "recomputed"),
-}
-_OF_TIER = {
-    Tier.DEVICE: PLACES[Placement.KEEP],
-    Tier.HOST: PLACES[Placement.HOST],
-    Tier.SSD: PLACES[Placement.SSD],
 }
 
 
@@ -74,6 +70,6 @@ def _column(x: float, width: float, base: float, name: str, layer: LayerSwap) ->
             tip = f"{name}: {count} of {layer.tile_count} tiles {where}"
             yield rect(x, y, width, tall, kind, tip)
     for number, (what, tier) in enumerate((("input x", layer.x), ("attention o", layer.o))):
-        kind, where = _OF_TIER[tier]
+        kind, where = PLACES[PLACED_IN[tier]]
         tip = f"{name}: {what} {where}"
         yield rect(x, base + number * _ROW + 6, width, _ROW - 4, kind, tip)

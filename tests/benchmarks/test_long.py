@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks import long
 from benchmarks.long_case import LongCase, RankResult
 from benchmarks.long_plan import LongPrediction
-from benchmarks.long_rank import SEED, built
+from benchmarks.long_rank import built
 from benchmarks.long_show import LongResult, save, table
+from benchmarks.random_model import SEED
 from memo.parallel.alone import LoneWire
 from memo.planning.emulate import Emulation, emulate
 from memo.planning.node import Node
