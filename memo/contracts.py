@@ -29,10 +29,11 @@ class Spill:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlacement:
-    """One layer: the fractions of its tiles by placement, and the tier of its x and o."""
+    """One layer: the fractions of its tiles by placement, and the tiers of its x and of its o."""
 
     fractions: Mapping[Placement, float]
-    skeletal: Tier
+    x: Tier
+    o: Tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +66,17 @@ class Options:
     planned: PlannedCalls | None = None
 
     @property
+    def everywhere(self) -> LayerPlacement:
+        """Every layer's, without a plan."""
+        return LayerPlacement(self.fractions, self.skeletal, self.skeletal)
+
+    @property
     def tiers(self) -> frozenset[Tier]:
         """Where anything is put."""
-        everywhere = LayerPlacement(self.fractions, self.skeletal)
-        layers = (everywhere,) if self.planned is None else self.planned.layers
+        layers = (self.everywhere,) if self.planned is None else self.planned.layers
         tiles = {placement.tier for layer in layers for placement in layer.fractions}
-        return frozenset({*(tier for tier in tiles if tier), *(x.skeletal for x in layers)})
+        skeletal = {tier for layer in layers for tier in (layer.x, layer.o)}
+        return frozenset({*(tier for tier in tiles if tier), *skeletal})
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,11 +219,13 @@ class Runtime:
         placed = self._placement(layer)
         self._note_fractions(placed, len(tiles))
         # A plan counts on graphs of `pre` as its trace had them, where x and o were on the device.
-        may_hold = placed.skeletal is Tier.DEVICE or self.options.planned is not None
+        is_here = placed.x is placed.o is Tier.DEVICE
+        may_hold = is_here or self.options.planned is not None
         return Policy(
             tiles=tiles,
             placements=spread_placements(len(tiles), placed.fractions),
-            skeletal=placed.skeletal,
+            x=placed.x,
+            o=placed.o,
             hold_pre=may_hold and holds_pre(x, len(self.layers)),
         )
 
@@ -237,7 +239,7 @@ class Runtime:
     def _placement(self, module: nn.Module) -> LayerPlacement:
         planned = self.options.planned
         if planned is None:
-            return LayerPlacement(self.options.fractions, self.options.skeletal)
+            return self.options.everywhere
         modules = (layer.module for layer in self.layers)
         return next(p for m, p in zip(modules, planned.layers, strict=True) if m is module)
 

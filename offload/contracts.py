@@ -210,7 +210,8 @@ class CallJoiner(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """How a layer is run: its tiles, where each one's tensors go, and where x and o go.
+    """How a layer is run: its tiles, where each one's tensors go, and where x goes, and o with its
+    log-sum-exp.
 
     `hold_pre`: the graphs of rebuilt tiles' `pre` are held while the core's backward runs, instead
     of running `pre` again; about 6 hidden sizes a token of one layer, against a tenth of a layer's
@@ -219,7 +220,8 @@ class Policy:
 
     tiles: tuple[Tile, ...]
     placements: tuple[Placement, ...]
-    skeletal: Tier
+    x: Tier
+    o: Tier
     hold_pre: bool = False
 
     def __post_init__(self) -> None:

@@ -105,27 +105,27 @@ class TiledForward:
             return self._run(x.detach(), memory)
 
     def _run(self, x: Tensor, memory: LayerMemory | None) -> dict[str, Tensor]:
-        tier = None if memory is None else self.policy.skeletal
         with torch.no_grad():
             # Copies begin as soon as a tensor is done, in the order in which backward wants them.
-            ticket = None if tier is None else self.store.put([x], tier)
+            ticket = None if memory is None else self.store.put([x], self.policy.x)
             frozen = {name: param.detach() for name, param in self.split.params.items()}
             call = self._pre(x, frozen)
-            o, state = self.core.forward(call, tier)
+            o, state = self.core.forward(call, None if memory is None else self.policy.o)
             del call
-            if memory is not None and tier is not None:
-                memory.x, memory.o = ticket, self.store.put([o], tier)
+            if memory is not None:
+                memory.x, memory.o = ticket, self.store.put([o], self.policy.o)
                 memory.core_state = state
-                self._count(x, o, state, tier)
+                self._count(x, o, state)
             outputs = self._post(x, o, frozen, memory)
             self.replay.advance()
         self.store.close_group()
         return outputs
 
-    def _count(self, x: Tensor, o: Tensor, state: CoreState | None, tier: Tier) -> None:
+    def _count(self, x: Tensor, o: Tensor, state: CoreState | None) -> None:
         self.count.calls += 1
         self.count.tiles.update(self.policy.placements)
-        self.count.skeletal_bytes[tier] += nbytes(x) + nbytes(o) + (state.nbytes if state else 0)
+        self.count.skeletal_bytes[self.policy.x] += nbytes(x)
+        self.count.skeletal_bytes[self.policy.o] += nbytes(o) + (state.nbytes if state else 0)
 
     def _pre(self, x: Tensor, params: Mapping[str, Tensor]) -> CoreCall:
         joined = self.joined()

@@ -164,7 +164,7 @@ def _run_tiled(layer: nn.Module, call: LayerCall, core: AttentionCore) -> Tensor
     arguments = LayerArguments(tuple(args), call.kwargs, x.shape[1])
     tiles = split_tokens(x.shape[1], TILE_TOKENS)
     policy = Policy(
-        tiles=tiles, placements=(Placement.RECOMPUTE,) * len(tiles), skeletal=Tier.DEVICE
+        tiles=tiles, placements=(Placement.RECOMPUTE,) * len(tiles), x=Tier.DEVICE, o=Tier.DEVICE
     )
     split = HFLayer(layer, arguments, Switch.of(layer, attention=True))
     forward = TiledForward(

@@ -152,11 +152,8 @@ def options_of(plan: Plan, live: LiveModel) -> Options:
 def layer_placements(plan: Plan) -> tuple[LayerPlacement, ...]:
     """Of every layer in forward order; for a call of the planned length the fractions give the
     planned numbers of tiles.
-
-    Raises:
-        PlanError: for a layer whose x and o go to different tiers, which the runtime does not do.
     """
-    return tuple(_placement(index, layer) for index, layer in enumerate(plan.swap.layers))
+    return tuple(map(_placement, plan.swap.layers))
 
 
 def _host_bytes(plan: Plan, peak_bytes: int, slack_bytes: int) -> int:
@@ -165,15 +162,10 @@ def _host_bytes(plan: Plan, peak_bytes: int, slack_bytes: int) -> int:
     return max(1, peak_bytes, min(peak_bytes + slack_bytes, budget))
 
 
-def _placement(index: int, layer: LayerSwap) -> LayerPlacement:
-    if layer.x is not layer.o:
-        raise PlanError(
-            f"layer {index}: x goes to the {layer.x} and o to the {layer.o}; memo.wrap takes plans "
-            "with both in one tier"
-        )
+def _placement(layer: LayerSwap) -> LayerPlacement:
     count = layer.tile_count
     fractions = {_PLACEMENTS[p.value]: tiles / count for p, tiles in layer.tiles.items() if tiles}
-    return LayerPlacement(fractions, _TIERS[layer.x.value])
+    return LayerPlacement(fractions, _TIERS[layer.x.value], _TIERS[layer.o.value])
 
 
 def _check_layer(plan: Plan, index: int, layer: LayerSwap, *, is_tiled: bool) -> None:

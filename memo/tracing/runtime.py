@@ -183,7 +183,8 @@ class TracedRuntime(Runtime):
         return Policy(
             tiles=tiles,
             placements=spread_placements(len(tiles), self.options.fractions),
-            skeletal=self.options.skeletal,
+            x=self.options.skeletal,
+            o=self.options.skeletal,
             hold_pre=holds_pre(like, len(self.layers)),
         )
 

@@ -162,11 +162,9 @@ class Program:
         self.problem += pulp.lpSum(tiles.values()) == group.tiles
         self.problem += pulp.lpSum(x.values()) == group.count
         self.problem += pulp.lpSum(o.values()) == group.count
-        if group.cost.is_whole or not self.rules.skeletal_apart:
-            for tier in tiers:
-                self.problem += x[tier] == o[tier]
         if group.cost.is_whole:
             for tier in tiers:
+                self.problem += x[tier] == o[tier]
                 own = [tiles[p] for p in placements if WHOLE_TIER[p] is tier]
                 self.problem += x[tier] == pulp.lpSum(own)
         return GroupVariables(group, tiles, x, o)

@@ -39,15 +39,13 @@ K = TypeVar("K")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What a plan may do. `placements` and `skeletal` are those allowed; with `skeletal_apart` a
-    layer's x and o may go to different tiers. `may_wait`: compute may wait for lanes.
-    `held_layers`: the bytes in flight are at least so many times what a layer moves, so that a
+    """What a plan may do. `placements` and `skeletal` are those allowed. `may_wait`: compute may
+    wait for lanes. `held_layers`: the bytes in flight are at least so many times what a layer moves, so that a
     layer's end is not waited for (MEMO has two rounding buffers, one of which is computed with).
     """
 
     placements: frozenset[Placement] = frozenset(Placement)
     skeletal: frozenset[Tier] = frozenset(Tier)
-    skeletal_apart: bool = False
     may_wait: bool = True
     held_layers: float = 1.0
 

@@ -70,6 +70,23 @@ def test_equals_the_same_placements_by_hand(
     assert kinds[0] == kinds[1]
 
 
+def test_x_and_o_of_a_layer_go_each_to_its_own_tier(tmp_path: Path) -> None:
+    apart = (
+        replace(RECOMPUTED[0], x=PlannedTier.HOST, o=PlannedTier.DEVICE),
+        replace(RECOMPUTED[0], x=PlannedTier.DEVICE, o=PlannedTier.SSD),
+    )
+    model = wrapped(apart, spill_dir=tmp_path)
+    got = train_step(model, batch())
+    (kind,) = memo.report(model).kinds
+    hidden_bytes = batch()["input_ids"].numel() * 32 * 4
+    assert kind.skeletal_bytes[Tier.HOST] == hidden_bytes
+    assert kind.skeletal_bytes[Tier.SSD] > hidden_bytes  # with the log-sum-exp
+    assert kind.skeletal_bytes[Tier.DEVICE] == hidden_bytes + kind.skeletal_bytes[Tier.SSD]
+    other = train_step(wrapped(), batch())
+    assert torch.equal(got.loss, other.loss)
+    assert_equal_grads(got.grads, other.grads)
+
+
 def test_layers_are_placed_each_by_its_own() -> None:
     model = wrapped(MIXED)
     assert placed(model) == [[str(p) for p in spread(layer.tiles)] for layer in MIXED]

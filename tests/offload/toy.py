@@ -200,7 +200,7 @@ class Toy:
         """One call of the layer; `placements` repeat over its tiles."""
         tiles = split_tokens(self.split.table.shape[0], tile_tokens)
         placed = tuple(placements[tile.index % len(placements)] for tile in tiles)
-        policy = Policy(tiles=tiles, placements=placed, skeletal=skeletal, hold_pre=hold_pre)
+        policy = Policy(tiles=tiles, placements=placed, x=skeletal, o=skeletal, hold_pre=hold_pre)
         return TiledForward(
             split=self.split,
             core=self.core,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import memo
+from memo.contracts import LayerPlacement, Options
 from memo.planning.calibration import calibrated
 from memo.planning.node import Node
 from memo.planning.predicting import Predictor, predicted
@@ -24,6 +25,8 @@ from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
 from memo.wrap import runtime_of
 from offload import Lane as RuntimeLane
+from offload import Placement as RuntimePlacement
+from offload import Tier as RuntimeTier
 from planner.contracts import Lane, Placement, Tier
 from planner.swap.costs import Clock
 from planner.trace.recorder import Recorder, peak_bytes
@@ -121,6 +124,25 @@ def _device_tensors(slabs: list[Tensor], model: Any) -> Iterator[Tensor]:
         if found.untyped_storage()._cdata not in keys and found.shape == (1, TOKENS):
             yield found
     yield from core._sdpa._bands._bands.values()
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize(("x", "o"), [(Tier.HOST, Tier.DEVICE), (Tier.DEVICE, Tier.HOST)])
+def test_of_x_and_o_apart_too(
+    family: str, x: Tier, o: Tier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = _request(family)
+    predictor = Predictor(request, NO_STATES)
+    swap = predictor.uniform(Placement.RECOMPUTE, Tier.HOST)
+    swap = replace(swap, layers=tuple(replace(layer, x=x, o=o) for layer in swap.layers))
+    found = predictor.predictions(swap)
+    placed = LayerPlacement(
+        {RuntimePlacement.RECOMPUTE: 1.0}, *(RuntimeTier(tier.value) for tier in (x, o))
+    )
+    monkeypatch.setattr(Options, "everywhere", placed)
+    run = _measured(request, "recompute/host", tmp_path)
+    assert found.peak_bytes[Tier.DEVICE] == pytest.approx(run.peak_bytes, rel=TOLERANCE)
+    assert found.moved_bytes[Lane.D2H] == pytest.approx(run.moved_bytes[Lane.D2H], rel=0.02)
 
 
 @pytest.mark.parametrize("case", CASES)

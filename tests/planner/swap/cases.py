@@ -90,13 +90,15 @@ def _random_layer(rng: random.Random, tiles: int) -> LayerCost:
 
 
 def all_layers(cost: LayerCost, tiers: Sequence[Tier]) -> Iterator[LayerSwap]:
-    """Everything that one layer may do, x and o together."""
+    """Everything that one layer may do; x and o of a whole layer go with its tile."""
     names = [Placement.RECOMPUTE, *(_PLACEMENT[tier] for tier in tiers)]
     for counts in itertools.product(range(cost.tiles + 1), repeat=len(names)):
         if sum(counts) == cost.tiles:
             tiles = dict(zip(names, counts, strict=True))
-            for tier in [_tier_of_whole(tiles)] if cost.is_whole else tiers:
-                yield LayerSwap(tiles=tiles, x=tier, o=tier)
+            whole = _tier_of_whole(tiles) if cost.is_whole else None
+            pairs = itertools.product(tiers, repeat=2) if whole is None else [(whole, whole)]
+            for x, o in pairs:
+                yield LayerSwap(tiles=tiles, x=x, o=o)
 
 
 def _tier_of_whole(tiles: dict[Placement, int]) -> Tier:

@@ -41,7 +41,7 @@ def _objective(case: Case, solver: str) -> float | None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(30))
 def test_the_host_is_used_as_well_as_by_trying_all(seed: int, solver: str) -> None:
     case = random_case(seed, layers=3, tiles=2, has_ssd=False)
     best = best_lost_s(case)
@@ -124,7 +124,7 @@ def test_any_plan_fits_from_its_own_size_on(seed: int, tier: Tier) -> None:
 
 def test_the_cases_are_of_every_kind() -> None:
     """Some fit, some don't; plans wait, recompute, and use every tier."""
-    host = [best_lost_s(random_case(s, layers=3, tiles=2, has_ssd=False)) for s in range(20)]
+    host = [best_lost_s(random_case(s, layers=3, tiles=2, has_ssd=False)) for s in range(30)]
     assert None in host
     assert len({lost for lost in host if lost is not None}) > 8
 
