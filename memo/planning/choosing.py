@@ -62,6 +62,11 @@ class Case:
         self.rates = rates_of(node, self.request.dtype, sharing=self.request.ranks)
         self.budgets = budgets_of(node, sharing=self.request.ranks)
 
+    @property
+    def search(self) -> Search:
+        """How its plans are solved for."""
+        return Search(tolerance=self.request.step_tolerance)
+
     def trace(self, tile_tokens: int | None = None) -> StepTrace:
         """The step with tiles of this size; None: as requested."""
         if tile_tokens not in self._traces:
@@ -116,7 +121,8 @@ def leanest(case: Case) -> list[Costing]:
 def missing(case: Case) -> Mapping[Tier, int | None]:
     """For each tier the smallest increase, in one rank's bytes, that makes something fit."""
     costs = [costing.cost(case.leanest_trace()) for costing in leanest(case)]
-    return missing_for_step(costs, case.rates, case.budgets)
+    # Solved as plans are: what makes one fit is not what makes another.
+    return missing_for_step(costs, case.rates, case.budgets, search=case.search)
 
 
 def tile_tokens_of(trace: StepTrace) -> int:
@@ -137,7 +143,7 @@ def _best(
         cost = costing.cost(trace)
         if found and not _may_win(case, cost, budgets, _least(found)):
             continue
-        planned = plan_step([cost], case.rates, budgets, search=Search(tolerance=tolerance))
+        planned = plan_step([cost], case.rates, budgets, search=case.search)
         if planned is not None:
             found.append(Chosen(costing, trace, planned))
     return preferred(found, lambda chosen: chosen.effort, tolerance) if found else None

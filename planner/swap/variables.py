@@ -40,8 +40,9 @@ K = TypeVar("K")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
     """What a plan may do. `placements` and `skeletal` are those allowed. `may_wait`: compute may
-    wait for lanes. `held_layers`: the bytes in flight are at least so many times what a layer moves, so that a
-    layer's end is not waited for (MEMO has two rounding buffers, one of which is computed with).
+    wait for lanes. `held_layers`: the bytes in flight are at least so many times what a layer
+    moves, so that a layer's end is not waited for (MEMO has two rounding buffers, one of which is
+    computed with).
     """
 
     placements: frozenset[Placement] = frozenset(Placement)

@@ -32,8 +32,11 @@ from tests.planner.test_contracts import HARDWARE
 MILLION = 1 << 20
 
 
+SEARCH = Search(gap=0.01)
+
+
 def _plan(case: Case) -> Simulated | None:
-    return plan_step([case.cost], case.rates, case.budgets, search=Search(gap=0.01))
+    return plan_step([case.cost], case.rates, case.budgets, search=SEARCH)
 
 
 SEEDS = range(200, 216)
@@ -75,7 +78,7 @@ def test_what_is_missing_makes_it_fit_and_half_of_it_does_not(seed: int) -> None
     )
     if _plan(replace(case, budgets=budgets)) is not None:
         return
-    missing = missing_for_step([case.cost], case.rates, budgets)
+    missing = missing_for_step([case.cost], case.rates, budgets, search=SEARCH)
     assert set(missing) == set(Tier if case.rates.has_ssd else (Tier.DEVICE, Tier.HOST))
     for tier, size_bytes in missing.items():
         if size_bytes is None:
