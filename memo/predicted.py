@@ -13,6 +13,8 @@ from typing import Literal
 from offload import Lane, Tier
 from planner.contracts import Plan
 
+Unit = Literal["bytes", "s", "tokens/s", "share"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
@@ -53,7 +55,7 @@ class Figure:
     """One figure twice; `measured` None: not measured, `why_not` says why."""
 
     name: str
-    unit: Literal["bytes", "s"]
+    unit: Unit
     predicted: float
     measured: float | None = None
     why_not: str = ""
@@ -104,9 +106,27 @@ def _times(forecast: Forecast, measured: Measured) -> Iterator[Figure]:
         measured=measured.pass_s,
         why_not=NO_PASS,
     )
+    yield from _rates(forecast, measured)
     yield from _of_lanes(
         "compute waits for {}", "s", forecast.exposed_s, measured.exposed_s, measured
     )
+
+
+def _rates(forecast: Forecast, measured: Measured) -> Iterator[Figure]:
+    """By the same work over the seconds of a pass: the optimizer's are in neither."""
+    work, told = forecast.plan.workload, forecast.plan.predictions
+    amounts: tuple[tuple[str, Unit, float], ...] = (
+        ("tokens of all ranks, in a pass", "tokens/s", work.step_tokens),
+        ("MFU of a pass", "share", told.mfu * told.step_s),
+    )
+    for name, unit, amount in amounts if forecast.pass_s else ():
+        yield Figure(
+            name=name,
+            unit=unit,
+            predicted=amount / forecast.pass_s,
+            measured=amount / measured.pass_s if measured.pass_s else None,
+            why_not=NO_PASS,
+        )
 
 
 def _bytes(forecast: Forecast, measured: Measured) -> Iterator[Figure]:
@@ -120,7 +140,7 @@ def _bytes(forecast: Forecast, measured: Measured) -> Iterator[Figure]:
 
 def _of_lanes(
     name: str,
-    unit: Literal["bytes", "s"],
+    unit: Unit,
     predicted: Mapping[Lane, float],
     found: Mapping[Lane, float],
     measured: Measured,

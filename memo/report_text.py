@@ -113,7 +113,11 @@ def _predicted(figures: tuple[Figure, ...]) -> Table:
 
 
 def _amount(figure: Figure, value: float) -> str:
-    return decimal(round(value)) if figure.unit == "bytes" else f"{value:.3g} s"
+    if figure.unit == "bytes":
+        return decimal(round(value))
+    if figure.unit == "share":
+        return f"{value:.1%}"
+    return f"{value:,.0f} tokens/s" if figure.unit == "tokens/s" else f"{value:.3g} s"
 
 
 def _bytes(sizes: dict[Tier, int]) -> str:

@@ -225,6 +225,13 @@ def test_time_is_of_passes_and_starts_anew() -> None:
     assert time.measured is not None
     assert time.measured > 0
     assert time.error == pytest.approx(time.predicted / time.measured - 1)
+    rate, mfu = (_figures(model)[n] for n in ("tokens of all ranks, in a pass", "MFU of a pass"))
+    tokens = pytest.approx(batch()["input_ids"].numel())
+    assert rate.measured is not None
+    assert (rate.predicted * time.predicted, rate.measured * time.measured) == (tokens, tokens)
+    assert mfu.measured is not None
+    assert mfu.predicted * time.predicted == pytest.approx(mfu.measured * time.measured)
+    assert mfu.predicted > 0
     memo.report(model, reset=True)
     assert _figures(model)["forward and backward"].measured is None
 
