@@ -12,15 +12,15 @@ from collections.abc import Sequence
 import pulp
 
 from planner.contracts import LayerSwap, Placement, SwapPlan, Tier
-from planner.swap.contracts import LayerCost
+from planner.swap.contracts import LayerCost, StepCost
 from planner.swap.device import live_moments
 from planner.swap.groups import deal
 from planner.swap.program import Program
 from planner.swap.variables import GIB, WHOLE_TIER, GroupVariables, solved
 
 _ROUNDING_BUFFERS = 2
-"""The most that is worth having in flight, in layers (MEMO, arXiv 2407.12117, section 4.2: one is
-copied while compute fills the other)."""
+"""The most that is worth having in flight, in layers, and what the runtime takes where nothing is
+given (MEMO, arXiv 2407.12117, section 4.2: one is copied while compute fills the other)."""
 
 
 def read_plan(program: Program) -> SwapPlan:
@@ -54,7 +54,13 @@ def _in_flight_bytes(program: Program, layers: Sequence[LayerSwap]) -> int:
     room = program.budgets.device_bytes - resident - _up(live)
     if any(_spills(layer) for layer in layers):
         room = min(room, _host_room(program))
-    return max(least, min(_ROUNDING_BUFFERS * max(moved), room))
+    return max(least, min(in_flight_bytes(program.cost, layers), room))
+
+
+def in_flight_bytes(cost: StepCost, layers: Sequence[LayerSwap]) -> int:
+    """As many as help, and as the runtime takes by itself."""
+    moved = (moved_bytes(own, layer) for own, layer in zip(cost.layers, layers, strict=True))
+    return _ROUNDING_BUFFERS * max(moved)
 
 
 def _host_room(program: Program) -> int:
@@ -71,9 +77,10 @@ def _spills(layer: LayerSwap) -> bool:
 def moved_bytes(cost: LayerCost, layer: LayerSwap) -> int:
     """What a layer sends to the host or beyond."""
     tiles = layer.tiles.get(Placement.HOST, 0) + layer.tiles.get(Placement.SSD, 0)
+    short = 1 - cost.last_tile if tiles == cost.tiles else 0
     x_bytes = cost.x_bytes if layer.x is not Tier.DEVICE else 0
     o_bytes = cost.o_bytes if layer.o is not Tier.DEVICE else 0
-    return tiles * cost.tile_bytes + x_bytes + o_bytes
+    return round((tiles - short) * cost.tile_bytes) + x_bytes + o_bytes
 
 
 def _up(gib: float) -> int:

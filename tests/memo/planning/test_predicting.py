@@ -29,6 +29,7 @@ from offload import Placement as RuntimePlacement
 from offload import Tier as RuntimeTier
 from planner.contracts import Lane, Placement, Tier
 from planner.swap.costs import Clock
+from planner.swap.reading import in_flight_bytes
 from planner.trace.recorder import Recorder, peak_bytes
 from tests.memo.planning.common import disks, machine
 from tests.memo.tracing.common import config_of
@@ -134,7 +135,8 @@ def test_of_x_and_o_apart_too(
     request = _request(family)
     predictor = Predictor(request, NO_STATES)
     swap = predictor.uniform(Placement.RECOMPUTE, Tier.HOST)
-    swap = replace(swap, layers=tuple(replace(layer, x=x, o=o) for layer in swap.layers))
+    layers = tuple(replace(layer, x=x, o=o) for layer in swap.layers)
+    swap = replace(swap, layers=layers, in_flight_bytes=in_flight_bytes(predictor.cost, layers))
     found = predictor.predictions(swap)
     placed = LayerPlacement(
         {RuntimePlacement.RECOMPUTE: 1.0}, *(RuntimeTier(tier.value) for tier in (x, o))
