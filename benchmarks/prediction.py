@@ -4,6 +4,7 @@
 
     python -m benchmarks.prediction --spill-dir /nvme --json prediction.json
     python -m benchmarks.prediction --models llama gpt2 --lengths 2050 --placements keep host
+    python -m benchmarks.prediction --device cuda --models llama-3.2-1b --lengths 32K
 
 Run from the repository root. Eleven families, three lengths, four placements. What a step takes is
 predicted by the planner's own path: the machine is probed once; for every model and length one
@@ -31,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import context, prediction_tables
 from benchmarks.prediction_contracts import PLACEMENTS, PLANNED, Case, Job, Result, Work
-from benchmarks.prediction_models import MODELS
+from benchmarks.prediction_models import LARGE, MODELS
 from benchmarks.runner import ROOT, TAIL_LINES
 
 LENGTHS = (2050, 4099, 8195)
@@ -45,7 +46,8 @@ class ChildError(Exception):
 def parser() -> ArgumentParser:
     """The options."""
     found = ArgumentParser("benchmarks.prediction", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    found.add_argument("--models", nargs="+", choices=(*MODELS, *LARGE), default=list(MODELS))
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     found.add_argument("--lengths", type=context.count, nargs="+", default=list(LENGTHS))
     found.add_argument(
         "--placements", nargs="+", choices=(*PLACEMENTS, PLANNED), default=list(PLACEMENTS)
@@ -157,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps=options.steps,
         spill_dir=str(options.spill_dir),
         threads=options.threads,
+        device=options.device,
     )
     run = Run(pattern, options.timeout_s, options.json)
     console = context.console()

@@ -48,14 +48,14 @@ def predict(job: Job) -> Result:
         name=job.model,
         config=config_of(job.model),
         tokens=job.tokens,
-        node=Node(hardware, "cpu"),
+        node=Node(hardware, job.device),
         zero=0,
         offload_optimizer="none",
         find_longest=False,
         lay_out=False,
     )
     started_s = time.perf_counter()
-    slowness = calibrated(request, build(job.model))
+    slowness = calibrated(request, build(job))
     calibration_s = time.perf_counter() - started_s
     predictor = Predictor(request, slowness=slowness)
     swaps = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 PLACEMENTS = ("keep", "host", "ssd", "recompute")
 PLANNED = "planned"
@@ -39,6 +39,7 @@ class Job:
     steps: int = 3
     spill_dir: str = ""
     threads: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
     hardware: Mapping[str, Any] | None = None
     plan_path: str = ""
 

@@ -1,8 +1,9 @@
-"""The models that predictions are held against: one of each family, small, with random weights.
+"""The models that predictions are held against, with random weights: one of each family, small, and
+for a GPU some of their published sizes.
 
-Scope: configs. They are as small as a step at the longest length takes some seconds on two cores,
-and so wide that activations outweigh weights. Among them: shared kv heads, tied weights, windows,
-layers of two kinds, a parallel MLP, experts, learned positions, and layers that run whole.
+Scope: configs. The small ones are as small as a step at the longest length takes some seconds on
+two cores, and so wide that activations outweigh weights. Among them: shared kv heads, tied weights,
+windows, layers of two kinds, a parallel MLP, experts, learned positions, and layers that run whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,36 @@ _SIZES: Mapping[str, Any] = {
     "use_cache": False,
 }
 _HEADS: Mapping[str, Any] = {**_SIZES, "head_dim": 64}
+
+LARGE: Mapping[str, Mapping[str, Any]] = {
+    "llama-3.2-1b": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+    },
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+    },
+}
+"""Published models for one GPU, with the shapes of their configs; by name."""
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama": {**_SIZES, "hidden_size": 320, "intermediate_size": 864, "num_attention_heads": 5}
@@ -67,8 +98,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 
 
 def config_of(model: str) -> PreTrainedConfig:
-    """A new config of one of `MODELS`."""
-    config = AutoConfig.for_model(model, **MODELS[model])
+    """A new config of one of `MODELS` or `LARGE`."""
+    config = AutoConfig.for_model(**{"model_type": model, **{**MODELS, **LARGE}[model]})
     for name, value in list(vars(config).items()):
         if isinstance(value, float) and ("dropout" in name or name.endswith("drop")):
             setattr(config, name, 0.0)

@@ -4,7 +4,8 @@ accounted for.
 Scope: what is measured of one case, in the process that runs it. The peak is of all tensors of the
 process but the pool that stands for the host's memory: parameters, gradients, float32 masters and
 AdamW's states, and whatever the step makes; each storage counts from the operation that makes it to
-its end (`planner.trace.recorder`). Times are of other steps, which nothing looks at.
+its end (`planner.trace.recorder`), and on a GPU as its allocator counts. Times are of other steps,
+which nothing looks at.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ SKELETAL = {"keep": "keep", "host": "host", "ssd": "ssd", "recompute": "keep"}
 """Where x and o go with each placement."""
 
 
-def build(model: str) -> PreTrainedModel:
-    """One of the benchmark's models, with random weights, in training mode."""
-    return random_model(config_of(model), DTYPE, "sdpa")
+def build(job: Job) -> PreTrainedModel:
+    """The job's model on its device, with random weights, in training mode."""
+    with torch.device(job.device):
+        return random_model(config_of(job.model), DTYPE, "sdpa")
 
 
 def measure(job: Job) -> Measured:
@@ -70,10 +72,11 @@ class Step:
     labels: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.model = build(self.job.model)
+        self.model = build(self.job)
         _wrap(self.model, self.job)
         self.optimizer = MasterAdamW(self.model, lr=1e-5, max_grad_norm=0.0)
-        self.ids = torch.randint(3, self.model.config.vocab_size, (1, self.job.tokens))
+        words, shape = self.model.config.vocab_size, (1, self.job.tokens)
+        self.ids = torch.randint(3, words, shape, device=self.job.device)
         self.labels = self.ids.clone()
 
     def run(self) -> float:
@@ -86,11 +89,25 @@ class Step:
     def timed(self) -> float:
         """Seconds of one step."""
         started_s = time.perf_counter()
-        self.run()
+        self.run()  # which waits for its loss
+        if self.job.device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - started_s
 
     def accounted(self) -> tuple[int, int]:
         """Bytes of the process's tensors before one step, and at most during it."""
+        return self._allocated() if self.job.device == "cuda" else self._recorded()
+
+    def _allocated(self) -> tuple[int, int]:
+        """As PyTorch's allocator counts them."""
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        self.run()
+        return base, torch.cuda.max_memory_allocated()
+
+    def _recorded(self) -> tuple[int, int]:
         pools = [host.pool for host in runtime_of(self.model).store.hosts.values()]
         slabs = {_key(memory) for pool in pools for memory in pool.memories}
         recorder = Recorder(with_costs=False)
