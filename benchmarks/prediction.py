@@ -4,7 +4,7 @@
 
     python -m benchmarks.prediction --spill-dir /nvme --json prediction.json
     python -m benchmarks.prediction --models llama gpt2 --lengths 2050 --placements keep host
-    python -m benchmarks.prediction --device cuda --models llama-3.2-1b --lengths 32K
+    python -m benchmarks.prediction --device cuda --models llama-3.2-1b --lengths 32768
 
 Run from the repository root. Eleven families, three lengths, four placements. What a step takes is
 predicted by the planner's own path: the machine is probed once; for every model and length one
