@@ -21,7 +21,7 @@ from memo.attention.contracts import Kernel
 from memo.attention.fastest import Fastest
 from memo.attention.flash import FlashKernel, can_flash
 from memo.attention.flex import FlexKernel
-from memo.attention.heads import HeadPart, head_parts
+from memo.attention.heads import HeadPart, head_parts, spread_heads
 from memo.attention.pieces import Piece, Sums, are_disjoint, options_of
 from memo.attention.sdpa import SdpaKernel
 from memo.attention.shapes import Choice, Shape, all_heads
@@ -221,9 +221,15 @@ def without_autocast(call: CoreCall) -> Iterator[CoreCall]:
 
 def _parts(call: CoreCall, kernel: Kernel) -> Iterator[HeadPart]:
     q, k, _ = call.heads
-    if q.device.type == "cpu" and isinstance(kernel, SdpaKernel):
-        groups = q.shape[1] // k.shape[1]
-        return head_parts(q.shape[0], k.shape[1], groups, torch.get_num_threads())
+    kv_heads, groups = k.shape[1], q.shape[1] // k.shape[1]
+    if not isinstance(kernel, SdpaKernel):
+        return iter([all_heads(call)])
+    if q.device.type == "cpu":
+        return head_parts(q.shape[0], kv_heads, groups, torch.get_num_threads())
+    # What takes float32 or a band on CUDA knows no shared heads; else there would be all scores.
+    needs_efficient = q.dtype == torch.float32 or options_of(call).mask.window is not None
+    if groups > 1 and needs_efficient:
+        return spread_heads(0, kv_heads, groups)
     return iter([all_heads(call)])
 
 

@@ -1,7 +1,9 @@
 """The kernel of torch's `flex_attention`, for soft-capping and sinks on a GPU (it has no backward
 on the CPU).
 
-Scope: its arguments for one block. Sinks come after it: a sink is a key whose value is zero, so it
+Scope: its arguments for one block, and compiling it: for every shape anew, since what torch
+compiles for sizes that vary fails for some masks (2.11: no kernel for a window of packed documents,
+and wrong strides in backward). Sinks come after it: a sink is a key whose value is zero, so it
 scales a query's output by exp(lse) / (exp(lse) + exp(sink)).
 """
 
@@ -12,16 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention import flex_attention as flex_module
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from memo.attention.blocks import Block
-from memo.attention.contracts import AttentionOptions, BlockInputs
+from memo.attention.contracts import BlockInputs
+from memo.attention.flex_mask import block_mask_of
 from memo.attention.recorded import RecordedKernel
-from offload import TensorStore
+from offload import MemoError, TensorStore
 
 _MAX_MASKS = 8
 """As for SDPA's bands."""
+
+_MOST_SHAPES = 256
+"""That are compiled, some seconds each. Torch's own limit is 8, above which it would run what
+flex_attention stands for, with a matrix of all scores.
+"""
+
+ScoreMod = Callable[..., Tensor]
 
 
 class FlexKernel(RecordedKernel):
@@ -33,15 +43,12 @@ class FlexKernel(RecordedKernel):
         super().__init__(store)
         self._attention = attention
         self._masks: dict[tuple[object, ...], BlockMask] = {}
+        self._score_mods: dict[float, ScoreMod] = {}
 
     def attend(self, inputs: BlockInputs) -> Tensor:
-        if self._attention is None:
-            self._attention = torch.compile(flex_attention)
-        out, aux = self._attention(
-            inputs.q,
-            inputs.k,
-            inputs.v,
-            score_mod=_soft_capped(inputs.options),
+        out, aux = self._flex(
+            *(_dense(tensor) for tensor in (inputs.q, inputs.k, inputs.v)),
+            score_mod=self._score_mod(inputs.options.softcap),
             block_mask=self._mask(inputs),
             scale=inputs.options.scale,
             enable_gqa=inputs.groups > 1,
@@ -56,6 +63,29 @@ class FlexKernel(RecordedKernel):
         scaled: Tensor = (out * kept.unsqueeze(-1)).to(out.dtype)
         return scaled
 
+    def _flex(self, *args: Tensor, **kwargs: Any) -> Any:
+        """
+        Raises:
+            MemoError: for more shapes than are compiled.
+        """
+        if self._attention is None:
+            self._attention = torch.compile(flex_attention, dynamic=False)
+        limits = {"recompile_limit": _MOST_SHAPES, "fail_on_recompile_limit_hit": True}
+        try:
+            with torch._dynamo.config.patch(limits):
+                return self._attention(*args, **kwargs)
+        except FailOnRecompileLimitHit as error:
+            raise MemoError(
+                f"flex attention was compiled for {_MOST_SHAPES} shapes, and here is another one: "
+                "pad sequences to few lengths"
+            ) from error
+
+    def _score_mod(self, softcap: float | None) -> ScoreMod | None:
+        """One function for each cap: another object might be compiled again."""
+        if softcap is None:
+            return None
+        return self._score_mods.setdefault(softcap, _soft_capped(softcap))
+
     def _mask(self, inputs: BlockInputs) -> BlockMask | None:
         block, device = inputs.block, inputs.q.device
         if block.is_open:
@@ -64,10 +94,7 @@ class FlexKernel(RecordedKernel):
         if key not in self._masks:
             while len(self._masks) >= _MAX_MASKS:
                 del self._masks[next(iter(self._masks))]
-            queries, keys, _ = block.shape
-            self._masks[key] = create_block_mask(
-                _mask_mod(block), None, None, queries, keys, device=str(device)
-            )
+            self._masks[key] = block_mask_of(block, device)
         return self._masks[key]
 
 
@@ -77,26 +104,15 @@ def _with_lse() -> Mapping[str, Any]:
     return {"return_lse": True} if request is None else {"return_aux": request(lse=True)}
 
 
-def _soft_capped(options: AttentionOptions) -> Callable[..., Tensor] | None:
-    cap = options.softcap
-    if cap is None:
-        return None
-
+def _soft_capped(cap: float) -> ScoreMod:
     def score_mod(score: Tensor, *_: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
 
     return score_mod
 
 
-def _mask_mod(block: Block) -> Callable[..., Tensor]:
-    ahead = block.q[0] - block.k[0]
-
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = k >= 0
-        if block.causal:
-            seen = seen & (k <= q + ahead)
-        if block.window is not None:
-            seen = seen & (k > q + ahead - block.window)
-        return seen
-
-    return mask_mod
+def _dense(heads: Tensor) -> Tensor:
+    """As projections write them, with nothing between rows: of tokens out of several sequences a
+    copy.
+    """
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)

@@ -1,9 +1,10 @@
-"""Cutting heads into parts that keep all of a CPU's threads busy.
+"""Cutting heads into parts: for a kernel that knows no shared kv heads, and to keep all of a CPU's
+threads busy.
 
-Scope: arithmetic. torch's CPU flash kernel runs its backward in parallel over batch and kv heads
-only (`cpu_flash_attention_backward` in ATen/native/cpu/FlashAttentionKernel.cpp), so 3 kv heads on
-2 threads take as long as 4. A part whose one kv head is *spread* is given to the kernel as that
-many heads as share it.
+Scope: arithmetic. A part whose one kv head is *spread* is given to the kernel as that many heads as
+share it. torch's CPU flash kernel runs its backward in parallel over batch and kv heads only
+(`cpu_flash_attention_backward` in ATen/native/cpu/FlashAttentionKernel.cpp), so 3 kv heads on 2
+threads take as long as 4.
 """
 
 from __future__ import annotations
@@ -39,5 +40,10 @@ def head_parts(batch: int, kv_heads: int, groups: int, threads: int) -> Iterator
     together = min(range(kv_heads, -1, -1), key=rounds)
     if together:
         yield HeadPart((0, together * groups), (0, together))
-    for head in range(together, kv_heads):
+    yield from spread_heads(together, kv_heads, groups)
+
+
+def spread_heads(first: int, stop: int, groups: int) -> Iterator[HeadPart]:
+    """One part for each kv head in `[first, stop)`."""
+    for head in range(first, stop):
         yield HeadPart((head * groups, (head + 1) * groups), (head, head + 1), spread=True)

@@ -29,12 +29,13 @@ def step(model: PreTrainedModel, device: torch.device) -> None:
 def test_device_memory_does_not_grow(placement: str, skeletal: str, device: torch.device) -> None:
     model = memo.wrap(llama(device), placement=placement, skeletal=skeletal, tile_tokens=512)
     allocated, reserved = [], []
-    for _ in range(10):
+    for _ in range(12):
         step(model, device)
         allocated.append(torch.cuda.memory_allocated(device))
         reserved.append(torch.cuda.memory_reserved(device))
-    assert max(allocated[2:]) <= allocated[2], allocated
-    assert max(reserved[3:]) <= reserved[3], reserved
+    # What a copy has not let go of yet when a step ends differs from step to step.
+    assert max(allocated[7:]) <= max(allocated[2:7]), allocated
+    assert max(reserved[7:]) <= max(reserved[2:7]), reserved
 
 
 def test_host_memory_is_pinned_and_no_larger_than_what_lies_there(device: torch.device) -> None:
