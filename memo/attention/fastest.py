@@ -11,7 +11,7 @@ quadratic work outweighs all else. The host waits for the device meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -102,6 +102,20 @@ class Fastest:
             kernel.backward(out, inputs, out, state)
 
         return self.timer(run, inputs.q.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered(Fastest):
+    """Tries what comes again in another core only once: a step that is timed has nothing to try."""
+
+    known: dict[tuple[object, ...], Choice] = field(default_factory=dict)
+
+    def choose(self, inputs: BlockInputs) -> Choice:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        key = (q.shape, k.shape, v.shape, q.dtype, q.device, inputs.block.causal)
+        if key not in self.known:
+            self.known[key] = Fastest.choose(self, inputs)
+        return self.known[key]
 
 
 def _cut(inputs: BlockInputs) -> BlockInputs:

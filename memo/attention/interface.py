@@ -85,8 +85,9 @@ class TileScope:
         token = _TILE.set(self)
         try:
             yield
-        except _Stop:
-            pass
+        except _Stop as stop:
+            # Its frames hold the tile's tensors, and from Python 3.12 on one of them holds it.
+            stop.__traceback__ = None
         finally:
             _TILE.reset(token)
         if self.call is None:

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from memo.attention.fastest import Fastest
 from memo.attention.interface import SplitError, register
 from memo.contracts import LayerMode, Options
 from memo.entry import Entry
@@ -140,8 +141,9 @@ def traced_runtime(
     calls: Calls,
     *,
     is_fake: bool = True,
+    fastest: Fastest | None = None,
 ) -> TracedRuntime:
-    """The runtime that tells `calls` what it does."""
+    """The runtime that tells `calls` what it does; `fastest` None: it tries kernels anew."""
     layers = find_layers(root)
     samples: dict[str, WrappedLayer] = {}
     for layer in layers:
@@ -164,6 +166,7 @@ def traced_runtime(
         sequence_parallel=request.sequence_parallel,
         everything=request.everything,
         is_fake=is_fake,
+        fastest=fastest or Fastest(),
     )
 
 

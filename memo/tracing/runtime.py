@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from memo.attention.core import AttentionCore
+from memo.attention.fastest import Fastest
 from memo.layers import HFLayer, LayerArguments, collected_names
 from memo.loss.tiled import LossSpec
 from memo.modules import PlainForward
@@ -89,7 +90,7 @@ class TracedRuntime(Runtime):
 
     `device_kind`: whose tile sizes and attention kernels are traced; `sequence_parallel`: ranks
     that share a sequence, of which this is one; `everything`: every tile; `is_fake`: tensors are,
-    and kernels of CUDA are stood in for.
+    and kernels of CUDA are stood in for; `fastest` chooses kernels where they are not.
     """
 
     calls: Calls = field(kw_only=True)
@@ -98,13 +99,16 @@ class TracedRuntime(Runtime):
     sequence_parallel: int = field(kw_only=True, default=1)
     everything: bool = field(kw_only=True, default=False)
     is_fake: bool = field(kw_only=True, default=True)
+    fastest: Fastest = field(kw_only=True, default_factory=Fastest)
     _tuple_lengths: dict[str, int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         Runtime.__post_init__(self)
         self.store = MarkingStore(None, len(self.layers), on_put=self.calls.mark)
         stands_in = self.is_fake and self.device_kind == "cuda"
-        self.core = FusedCore(self.store) if stands_in else AttentionCore(self.store)
+        self.core = (
+            FusedCore(self.store) if stands_in else AttentionCore(self.store, fastest=self.fastest)
+        )
 
     @property
     def recorder(self) -> Listener:

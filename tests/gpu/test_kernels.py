@@ -125,7 +125,7 @@ def is_asked_of(name: str, mask: str, dtype: torch.dtype) -> bool:
     of that a few must do.
     """
     if name == "flex":
-        return mask == "packed window" or (mask == "causal" and dtype is torch.bfloat16)
+        return mask == "window" or (mask == "causal" and dtype is torch.bfloat16)
     if name in ("sdpa flash", "sdpa cudnn"):
         return mask in SQUARE and dtype is torch.bfloat16
     return name != "flash" or dtype is torch.bfloat16
