@@ -52,6 +52,8 @@ class FlexKernel(RecordedKernel):
             block_mask=self._mask(inputs),
             scale=inputs.options.scale,
             enable_gqa=inputs.groups > 1,
+            # The kernel for few queries has no backward to save for, and refuses many groups.
+            kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
             **_with_lse(),
         )
         if inputs.sinks is None:
@@ -62,6 +64,10 @@ class FlexKernel(RecordedKernel):
         kept = torch.sigmoid(lse - inputs.sinks.view(1, -1, 1).to(lse.dtype))
         scaled: Tensor = (out * kept.unsqueeze(-1)).to(out.dtype)
         return scaled
+
+    def as_saved(self, o: Tensor) -> Tensor:
+        """What is compiled wants it as it was made, not as a part of the whole o."""
+        return _dense(o)
 
     def _flex(self, *args: Tensor, **kwargs: Any) -> Any:
         """

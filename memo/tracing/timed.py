@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import median
 from typing import Any, cast
 
@@ -27,9 +26,10 @@ from memo.tracing.settled import settled
 from memo.tracing.twin import layer_modes
 from memo.wrap import _root
 from offload import Placement
+from offload.cuda import CudaStreams
 from planner.trace.blocks import EMBEDDING, HEAD
 from planner.trace.contracts import Kind, Pass, Phase, Segment
-from planner.trace.stopwatch import Stopwatch
+from planner.trace.stopwatch import Clock, Stopwatch
 
 
 @dataclass(slots=True)
@@ -104,8 +104,7 @@ def _time(
     fastest: Fastest,
 ) -> dict[Phase, float]:
     device = next(model.parameters()).device
-    waits = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    stopwatch = Stopwatch(waits)
+    stopwatch = Stopwatch(_clock(device))
     calls = _TimedCalls(stopwatch, stopwatch=stopwatch)
     runtime = traced_runtime(
         modes, root, request, Placement.RECOMPUTE, calls, is_fake=False, fastest=fastest
@@ -121,6 +120,17 @@ def _time(
     del loss
     model.zero_grad(set_to_none=True)
     return stopwatch.seconds
+
+
+def _clock(device: torch.device) -> Clock:
+    if device.type != "cuda":
+        return Clock()
+    streams = CudaStreams(device)
+    return Clock(
+        moment=lambda: streams.current().record(),
+        between=lambda start, end: end.seconds_since(start),
+        settle=streams.synchronize,
+    )
 
 
 def _modes(root: nn.Module) -> dict[str, LayerMode]:

@@ -1,6 +1,6 @@
 """Timing a step: the seconds of every phase, instead of its operations and allocations.
 
-Scope: `Stopwatch`, which is told what runs as a `Recorder` is, and asks the clock when that
+Scope: `Stopwatch`, which is told what runs as a `Recorder` is, and notes the time when that
 changes. It sees no operation, so that it costs none of their time.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,34 +20,67 @@ from planner.trace.recorder import Storage, Tape
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Stopwatch:
-    """`seconds` by phase; of tiles that repeat, one counts for those that it stands for.
+def _seconds(start_s: float, end_s: float) -> float:
+    return end_s - start_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clock:
+    """How time is noted, and told later. Beside an accelerator a moment is an event in the order of
+    its work: to wait for it at every change would let it idle while the next work is submitted.
 
     Args:
-        settle: called before the clock is asked; beside an accelerator it waits for the device.
+        moment: notes that now.
+        between: the seconds from one moment to a later one.
+        settle: called before any is told; waits for the accelerator.
     """
 
+    moment: Callable[[], Any] = perf_counter
+    between: Callable[[Any, Any], float] = _seconds
     settle: Callable[[], object] = lambda: None
-    clock: Callable[[], float] = perf_counter
-    seconds: dict[Phase, float] = field(init=False, default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lap:
+    phase: Phase
+    times: int
+    start: Any
+    end: Any
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """`seconds` by phase; of tiles that repeat, one counts for those that it stands for."""
+
+    clock: Clock = field(default_factory=Clock)
     tape: Tape = field(init=False, default_factory=Tape)
     _part: str = field(init=False, default="")
     _segment: Segment = field(init=False, default=Segment.EMBEDDING)
     _direction: Pass = field(init=False, default=Pass.FORWARD)
     _times: int = field(init=False, default=1)
-    _since_s: float | None = field(init=False, default=None)
+    _laps: list[_Lap] = field(init=False, default_factory=list)
+    _since: Any = field(init=False, default=None)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """What runs inside is timed."""
-        self.settle()
-        self._since_s = self.clock()
+        self.clock.settle()
+        self._since = self.clock.moment()
         try:
             yield
         finally:
             self._lap()
-            self._since_s = None
+            self._since = None
+
+    @property
+    def seconds(self) -> dict[Phase, float]:
+        """Of all that has run."""
+        self.clock.settle()
+        found: dict[Phase, float] = {}
+        for lap in self._laps:
+            passed_s = lap.times * self.clock.between(lap.start, lap.end)
+            found[lap.phase] = found.get(lap.phase, 0.0) + passed_s
+        return found
 
     @property
     def part(self) -> str:
@@ -107,11 +140,8 @@ class Stopwatch:
         """None: tensors are not followed."""
 
     def _lap(self) -> None:
-        if self._since_s is None:
+        if self._since is None:
             return
-        self.settle()
-        now_s = self.clock()
+        start, self._since = self._since, self.clock.moment()
         phase = self._part, self._segment, self._direction
-        passed_s = self._times * (now_s - self._since_s)
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + passed_s
-        self._since_s = now_s
+        self._laps.append(_Lap(phase, self._times, start, self._since))

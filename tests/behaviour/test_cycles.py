@@ -43,7 +43,7 @@ def garbage() -> Iterator[list[object]]:
 def test_no_tensor_waits_for_the_collector(
     name: str, case: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    spill = {"spill_dir": tmp_path} if case == "ssd" else {}
+    spill: dict[str, Any] = {"spill_dir": tmp_path} if case == "ssd" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", memo.MemoWarning)  # of layers that run whole
         model = memo.wrap(build(family_named(name)), tile_tokens=16, **CASES[case], **spill)

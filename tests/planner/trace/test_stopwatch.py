@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import pytest
 
 from planner.trace import Pass, Segment
-from planner.trace.stopwatch import Stopwatch
+from planner.trace.stopwatch import Clock, Stopwatch
 
 
 @dataclass
-class _Clock:
+class _Now:
     now_s: float = 100.0
 
     def __call__(self) -> float:
         return self.now_s
 
 
-def _stopwatch() -> tuple[Stopwatch, _Clock]:
-    clock = _Clock()
-    return Stopwatch(clock=clock), clock
+def _stopwatch() -> tuple[Stopwatch, _Now]:
+    now = _Now()
+    return Stopwatch(Clock(moment=now)), now
 
 
 def test_every_second_is_of_the_phase_that_runs() -> None:
@@ -63,16 +63,29 @@ def test_one_tile_counts_for_those_that_it_stands_for(times: int) -> None:
     assert stopwatch.seconds[phase] == 1000 + 1 + 10 * (1 + times) + 100 + 2000
 
 
-def test_the_device_is_waited_for_before_the_clock_is_asked() -> None:
-    clock = _Clock()
+def test_moments_are_told_when_the_device_has_come_to_them() -> None:
+    submitted: list[float | None] = []
+    done_s = iter([1.0, 3.0, 7.0])
+
+    def moment() -> int:
+        submitted.append(None)
+        return len(submitted) - 1
 
     def settle() -> None:
-        clock.now_s += 3  # what was submitted takes its time
+        for index, known in enumerate(submitted):
+            submitted[index] = next(done_s) if known is None else known
 
-    stopwatch = Stopwatch(settle, clock)
+    def between(start: int, end: int) -> float:
+        first_s, last_s = submitted[start], submitted[end]
+        assert first_s is not None
+        assert last_s is not None
+        return last_s - first_s
+
+    stopwatch = Stopwatch(Clock(moment=moment, between=between, settle=settle))
     with stopwatch.running():
         stopwatch.part = "layer"
+        assert submitted == [None, None]  # nothing waits for the device
     assert stopwatch.seconds == {
-        ("", Segment.EMBEDDING, Pass.FORWARD): 3,
-        ("layer", Segment.EMBEDDING, Pass.FORWARD): 3,
+        ("", Segment.EMBEDDING, Pass.FORWARD): 2,
+        ("layer", Segment.EMBEDDING, Pass.FORWARD): 4,
     }
