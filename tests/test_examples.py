@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem == "trainer" else ())
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
 OVER_RANKS = ["finetune", "trainer"]
 
 
@@ -27,7 +30,7 @@ def _losses(shown: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_an_example_runs_and_learns(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,7 +341,7 @@ def test_options_change_the_setting(tmp_path: Path) -> None:
     assert setting.search_cases == ()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_small_run_from_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -76,14 +76,13 @@ def test_the_text_says_what_was_asked(model: Path) -> None:
         assert text in result.stdout
 
 
+TOO_MUCH = ("--tokens", "1M", "--gpu-memory", "256MB")
+
+
 def test_what_does_not_fit_says_what_is_missing(model: Path) -> None:
-    arguments = ("--tokens", "1M", "--gpu-memory", "256MB")
-    result = on_l4(model, *arguments)
+    result = on_l4(model, *TOO_MUCH, "--json")
     assert result.exit_code == 1, result.output
-    assert result.stdout.startswith("does not fit: ")
-    assert "more on each GPU would do" in result.stdout
-    assert "tokens fit" in result.stdout
-    figures = json.loads(on_l4(model, *arguments, "--json").stdout)
+    figures = json.loads(result.stdout)
     assert figures["fits"] is False
     assert "device" in figures["binding"]
     assert set(figures) >= ASKED
@@ -204,15 +203,22 @@ def test_the_step_is_written_as_a_trace(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_not_written_and_said(model: Path, tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("plan.json", "step.json", "page.html")]
-    options = zip(("-o", "--trace", "--report"), files, strict=True)
-    asked = ("--tokens", "1M", "--gpu-memory", "256MB")
-    result = on_l4(model, *asked, *(word for option in options for word in option))
+    files = [tmp_path / name for name in ("plan.json", "step.json")]
+    result = on_l4(model, *TOO_MUCH, "-o", files[0], "--trace", files[1])
     assert result.exit_code == 1, result.output
     assert result.stdout.startswith("does not fit: ")
-    for path in files[:2]:
+    assert "more on each GPU would do" in result.stdout
+    assert "tokens fit" in result.stdout
+    for path in files:
         assert f"{path} is not written: nothing fits" in result.stderr
-    assert [path.exists() for path in files] == [False, False, True]
+        assert not path.exists()
+
+
+@pytest.mark.long
+def test_what_does_not_fit_has_a_page(model: Path, tmp_path: Path) -> None:
+    result = on_l4(model, *TOO_MUCH, "--report", tmp_path / "page.html")
+    assert result.exit_code == 1, result.output
+    assert (tmp_path / "page.html").exists()
 
 
 def test_a_plan_is_printed_when_its_file_cannot_be_written(

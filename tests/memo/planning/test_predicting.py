@@ -46,7 +46,12 @@ CASES = {
     "recompute/host": (Placement.RECOMPUTE, Tier.HOST),
     "host/keep": (Placement.HOST, Tier.DEVICE),
 }
-FAMILIES = ("llama", "gpt2", "gemma3_text", "mixtral", "phi", "lfm2")
+FAMILIES = (
+    "llama",
+    "mixtral",
+    "lfm2",
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("gpt2", "gemma3_text", "phi")),
+)
 TOLERANCE = 0.003
 MOVED_TOLERANCE = 0.01
 """Where tiles are moved: storages up to 4 KiB stay on the device, which predictions do not tell
