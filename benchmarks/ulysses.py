@@ -84,7 +84,7 @@ def parser() -> ArgumentParser:
     found.add_argument("--tokens", type=count, default=16_384, help="of the whole sequence")
     found.add_argument("--ranks", type=count, default=4)
     found.add_argument("--zero", type=int, nargs="+", choices=(0, 1, 2, 3), default=list(STAGES))
-    found.add_argument("--layers", type=count, default=4)
+    found.add_argument("--layers", type=count, default=6)
     found.add_argument("--hidden", type=count, default=256)
     found.add_argument("--intermediate", type=count, default=704)
     found.add_argument("--heads", type=count, default=8)

@@ -30,6 +30,9 @@ LEARNING_RATE = 0.0
 """So that every step's gradients are those of the reference's weights; an update takes as long."""
 
 IN_FLIGHT_BYTES = 4 << 20
+HOST_BYTES = 9 << 20
+"""Two of the case's x or o on their way: it costs no time that could be measured."""
+
 WARM_UP_TOKENS_PER_RANK = 256
 _MALLOC_BYTES = 64 << 10
 
@@ -79,8 +82,11 @@ class _Trained:
         # Read when deepspeed is imported, and started; this process is the job's alone.
         os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(dist.get_rank())}
         import deepspeed
+        import deepspeed.ops
         from deepspeed.utils import set_z3_leaf_modules
 
+        # An all-reduce that only inference calls, and that every start would compile.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("gloo", verbose=False)  # takes the process group that is there
         self.job = job
         self.model, groups = built(job.case), None
@@ -118,6 +124,7 @@ def _placement(job: UlyssesJob) -> dict[str, Any]:
         "skeletal": "ssd",
         "spill_dir": job.spill_dir,
         "in_flight_bytes": IN_FLIGHT_BYTES,
+        "host_bytes": HOST_BYTES,
     }
 
 
