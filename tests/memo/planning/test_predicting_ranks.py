@@ -69,7 +69,7 @@ def test_a_rank_peaks_where_it_was_predicted(stored: Stored) -> None:
     predictor = _predictor(stored)
     found = predictor.predictions(predictor.uniform(Placement.RECOMPUTE))
     peak, skeletal = _measured(stored, "keep")
-    print(stored, found.peak_bytes[Tier.DEVICE], peak, found.peak_bytes[Tier.DEVICE] / peak)
     layer = predictor.cost.layers[0]
     assert 3 * (layer.x_bytes + layer.o_bytes) == pytest.approx(skeletal, rel=0.003)
-    assert peak <= found.peak_bytes[Tier.DEVICE] <= 1.05 * peak
+    # Ids and labels of the whole sequence, which are no rank's share, are some thousandths.
+    assert found.peak_bytes[Tier.DEVICE] == pytest.approx(peak, rel=0.005)

@@ -166,8 +166,7 @@ def test_what_the_core_stored_on_the_device_is_there_until_its_backward() -> Non
         (0.0, 100),
         (0.5, 120),
         (1.5, 114),  # post, and what is for the core
-        (2.0, 5),
-        (2.0, 224),  # o is counted with the layer
+        (2.0, 224),  # backward: o is counted with the layer
         (3.75, 240),  # and the rest with the core
         (5.75, 200),
         (7.0, 0),
@@ -190,11 +189,14 @@ def test_what_the_core_stored_on_the_host_comes_back_for_it() -> None:
 
 def test_what_the_core_stored_comes_while_post_runs() -> None:
     schedule = _run(_step(2, OF_CORE), Placement.RECOMPUTE, 5, tier=Tier.HOST)
-    # Both layers' leave as one of 5 bytes; layer 1's are asked for at 17, and what is for the core
-    # is there a second of post's backward and 4 of its own later than o: not waited for alone.
+    # Layer 1's 4 and 1 are written till 5.5 and 6.5, which layer 2's wait for, and these, from 6.5
+    # on, till 10.5 and 11.5. Backward of layer 2 begins at 7 and has both as they are, but forgets
+    # o, at 8.75, only when it is written. Layer 1's o comes from then on, and the 4 bytes when
+    # layer 1's backward begins, at 14.75, while post runs till 16.5.
     spans = [span for span in schedule.spans if span.lane is Lane.H2D and not span.is_wait]
-    assert [span.size_bytes for span in spans] == [1, 4]
-    assert spans[1].start_s == spans[0].stop_s
+    assert [(span.size_bytes, span.start_s) for span in spans] == [(1, 11.5), (4, 14.75)]
+    assert schedule.exposed_s[Lane.H2D] == 18.75 - 16.5
+    assert schedule.step_s == 18.75 + 2 + 1.25
 
 
 def test_a_plan_that_stores_something_else_is_refused() -> None:
