@@ -20,6 +20,8 @@ from planner.contracts import Placement, Plan, Stored, Tier
 from planner.hardware import Hardware
 from planner.schedule.planning import plan_step
 from planner.schedule.uniform import uniform_swap
+from planner.swap.costs import Extras, step_cost
+from planner.trace import Kind
 from tests.memo.planning.common import GB, HEADS, HIDDEN, LAYERS, SHARED, llama, machine, request
 
 RANKS, LOCAL, ITEM = 4, 750, 2
@@ -71,13 +73,18 @@ def test_seconds_of_backward_shrink_by_what_is_not_sent() -> None:
     seconds = {}
     for stored in Stored:
         costing = Costing(case.request, StateChoice(0, "none"), stored=stored)
-        layer = costing.cost(case.trace_again(case.trace(), stored)).layers[0]
-        seconds[stored] = layer.backward.core_s
+        trace = case.trace_again(case.trace(), stored)
+        # Without ZeRO's traffic, which is waited for beside the layer.
+        extras = Extras(exchange={trace.layers[0].name: costing.exchange(trace)})
+        cost = step_cost(trace, case.request.node.hardware, extras)
+        seconds[stored] = cost.layers[0].backward.core_s
     # Of its tokens' q, k, v and o a rank keeps a quarter; kv heads go to two ranks each.
     o = LOCAL * HEADS * SIZE * ITEM * 3 / 4
     qkv = LOCAL * (HEADS + 2 * RANKS) * SIZE * ITEM * 3 / 4
-    assert seconds[Stored.BEFORE] - seconds[Stored.OUTPUT] == pytest.approx(o / 1e9)
-    assert seconds[Stored.BEFORE] - seconds[Stored.AFTER] == pytest.approx((o + qkv) / 1e9)
+    assert seconds[Stored.BEFORE] - seconds[Stored.OUTPUT] == pytest.approx(o / 1e9, rel=1e-4)
+    assert seconds[Stored.BEFORE] - seconds[Stored.AFTER] == pytest.approx(
+        (o + qkv) / 1e9, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -147,7 +154,7 @@ def test_a_plan_says_what_it_stores() -> None:
     slow, fast = _planned(SLOW), _planned(FAST)
     assert (slow.swap.stored, fast.swap.stored) == (Stored.AFTER, Stored.BEFORE)
     assert STORED[Stored.AFTER] in _text(slow)
-    assert "attention" not in _text(fast)
+    assert not any(words in _text(fast) for words in STORED.values())
     assert figures(slow)["stored"] == "after"
     assert figures(fast)["stored"] == "before"
     assert Plan.from_json(slow.to_json()) == slow
@@ -161,15 +168,16 @@ def test_a_layout_has_them_from_the_core_to_the_core(tier: Tier) -> None:
     swap = uniform_swap(cost, Placement.RECOMPUTE, tier, in_flight_bytes=0)
     lives = step_lives(trace, swap, small_bytes=1)
     layer = trace.layers[0]
-    sizes = [a.size_bytes for a in layer.recomputed.forward.allocations if a.kind == "exchanged"]
-    assert sum(sizes) == _rank_bytes()[Stored.AFTER]
-    held = [b for b in lives.buffers if b.id.startswith("held") and b.size_bytes in sizes]
+    made = [a for a in layer.recomputed.forward.allocations if a.kind is Kind.EXCHANGED]
+    assert sum(a.size_bytes for a in made) == _rank_bytes()[Stored.AFTER]
+    names = {f"held {i} forward {a.id}" for i in range(LAYERS) for a in made}
+    held = [b for b in lives.buffers if b.id.removesuffix(" out").removesuffix(" back") in names]
     operations = layer.recomputed.backward.operations
     core = [op.index for op in operations if op.segment == "core"]
     longest = max(buffer.upper - buffer.lower for buffer in held)
     if tier is Tier.DEVICE:
-        assert len(held) == LAYERS * len(sizes)
+        assert len(held) == len(names)
         assert longest > len(operations)
     else:
-        assert len(held) == 2 * LAYERS * len(sizes)
+        assert len(held) == 2 * len(names)
         assert longest <= max(core) + 1 - min(core) < len(operations) / 2
