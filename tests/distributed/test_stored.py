@@ -91,7 +91,7 @@ def test_a_plan_stores_what_it_says(stored: Stored, tmp_path: Path) -> None:
 
     def sent(names: str) -> int:
         """Half of the heads of a rank's tokens go to the other one, in every layer."""
-        return 2 * sum(ROWS * LOCAL * heads[name] // 2 * size * ITEM for name in names)
+        return int(2 * sum(ROWS * LOCAL * heads[name] // 2 * size * ITEM for name in names))
 
     exchange = exchange_of(
         config, tokens=LOCAL, batch=ROWS, ranks=RANKS, dtype_bytes=ITEM, stored=stored
