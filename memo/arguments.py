@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from memo.contracts import Options
 from memo.options import checked_options
+from memo.parallel.contracts import Stored
 from memo.parallel.groups import checked_sequence_parallel
 from memo.predicted import Forecast
 
@@ -24,10 +25,13 @@ class Default(str):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """How a model is run, who shares a sequence (None: nobody), and what a plan predicts of it."""
+    """How a model is run, who shares a sequence (None: nobody) and what these store for attention's
+    backward, and what a plan predicts of it.
+    """
 
     options: Options
     sequence_parallel: int | dist.ProcessGroup | None
+    stored: Stored = Stored.BEFORE
     forecast: Forecast | None = None
 
 

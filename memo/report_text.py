@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from memo.planning.figures import STORED
 from memo.predicted import Figure
 from offload import Placement, Tier
 
@@ -27,6 +28,8 @@ def shown(report: Report) -> Iterator[RenderableType]:
     yield from _wear(report)
     if report.plan is not None:
         yield _predicted(report.predicted)
+        if report.plan.swap.stored in STORED:
+            yield f"plan: {STORED[report.plan.swap.stored]}"
         yield from (f"plan: {note}" for note in report.plan.notes)
     yield from (f"attention: {kernel} for {shape}" for shape, kernel in report.attention.items())
     for note, times in report.notes.items():

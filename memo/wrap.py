@@ -221,7 +221,9 @@ def _runtime(
             modes,
             _switch(root, modes),
             [norm for norm in find_norms(root, layers) if is_tokenwise(norm)],
-            None if asked is None else set_up(asked, root, samples, modes, options),
+            None
+            if asked is None
+            else set_up(asked, root, samples, modes, options, settings.stored),
             settings.forecast,
         )
 

@@ -37,6 +37,17 @@ class Placement(StrEnum):
     RECOMPUTE = "recompute"
 
 
+class Stored(StrEnum):
+    """What is stored for attention's backward, where the layer's `o` is, of what ranks that share a
+    sequence exchange (a rank's heads, of all tokens): nothing, so that backward exchanges q, k, v
+    and o again; o; or q, k, v and o, so that gradients are all that it exchanges.
+    """
+
+    BEFORE = "before"
+    OUTPUT = "output"
+    AFTER = "after"
+
+
 class Lane(StrEnum):
     """Where transfers queue, each beside the others and beside compute."""
 
@@ -143,12 +154,13 @@ class SwapPlan:
     """Every layer in forward order; all have the same number of tiles, of `tile_tokens` local
     tokens each but for the last, or one tile where they run whole. `in_flight_bytes`: what copies
     may hold of the device while they are under way, and, where the SSD is used, as much of the
-    host.
+    host. `stored`: for attention's backward, where ranks share a sequence; BEFORE where none do.
     """
 
     tile_tokens: int
     in_flight_bytes: int
     layers: tuple[LayerSwap, ...]
+    stored: Stored = Stored.BEFORE
 
     def __post_init__(self) -> None:
         check_at_least(1, tile_tokens=self.tile_tokens)
@@ -215,6 +227,11 @@ class Plan:
         planned, layers = len(self.swap.layers), self.workload.layer_count
         if planned != layers:
             raise ValueError(f"swap.layers has {planned}: takes {layers}, as in workload.layers")
+        if self.workload.sequence_parallel == 1 and self.swap.stored is not Stored.BEFORE:
+            raise ValueError(
+                f"swap.stored is {self.swap.stored}: takes {Stored.BEFORE} where no ranks share a "
+                "sequence (workload.sequence_parallel is 1)"
+            )
 
     def check(self, workload: Workload) -> None:
         """Raise `PlanError` that names all differences when the plan was made for another workload.

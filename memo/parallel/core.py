@@ -117,7 +117,10 @@ class ParallelCore:
     ) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
         """Gradients of own heads and all tokens, after one all-to-all of what is missing."""
         assert isinstance(end.state, ParallelState)
-        held = () if end.state.held is None else self.store.get(end.state.held)
+        # The ticket goes with `state`: what is held need not lie beside gradients that are sent.
+        state = end.state
+        end.state = state.inner
+        held = () if state.held is None else self.store.get(state.held)
         parts = [end.grad_o]
         owners: list[Owners] = [layout.shares.q]
         del end.grad_o
@@ -133,8 +136,8 @@ class ParallelCore:
         # A kernel's graph wants q, k and v with the strides that forward's exchange gave them.
         fused = Fused.of(heads) if fused is None else fused
         inner = self._inner_call(layout, call, heads_of(fused))
-        inner_end = CoreEnd(o=o, grad_o=grad_o, state=end.state.inner)
-        del held, heads, rest, fused, o, grad_o
+        inner_end = CoreEnd(o=o, grad_o=grad_o, state=state.inner)
+        del state, held, heads, rest, fused, o, grad_o
         grads, extras = layout.inner.backward(inner, inner_end)
         return swapped(grads), extras
 

@@ -55,7 +55,7 @@ class StoredExchange:
             if self._is_alone:
                 self._alone.write(tile, cast)
             elif self._first is None:
-                self._first = _without_tokens(cast)
+                self._first = without_tokens(cast)
 
     def value(self) -> CoreCall:
         """The call, with heads of no tokens; whole on a rank that exchanges nothing."""
@@ -100,7 +100,7 @@ class TiledExchange:
                     f"{self._tile_tokens} tokens as all before the last"
                 )
             if self._first is None:
-                self._first = _without_tokens(cast)
+                self._first = without_tokens(cast)
             self._send(layout, [head.detach() for head in cast.heads])
 
     def value(self) -> CoreCall:
@@ -148,7 +148,7 @@ class TiledExchange:
         self._arrived_rounds += 1
 
 
-def _without_tokens(call: CoreCall) -> CoreCall:
+def without_tokens(call: CoreCall) -> CoreCall:
     """What a rank whose tokens are done sends; memory of its own, or it would hold a tile's."""
     empty = [head.new_empty((*head.shape[:2], 0, head.shape[3])) for head in call.heads]
     return replace(call, heads=tuple(empty))

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from torch import nn
 
 from memo.contracts import LayerPlacement, Options, PlannedCalls
+from memo.parallel.contracts import Stored
 from memo.planning.forecast import runtime_bytes
 from memo.planning.live import LiveModel, is_divided
 from offload import MemoError, Placement, Tier
@@ -24,6 +25,7 @@ from planner.swap.costs import budgets_of
 
 _PLACEMENTS: Mapping[str, Placement] = {placement.value: placement for placement in Placement}
 _TIERS: Mapping[str, Tier] = {tier.value: tier for tier in Tier}
+_STORED: Mapping[str, Stored] = {stored.value: stored for stored in Stored}
 
 PARCEL_BYTES = 64 << 10
 """Added for each parcel of a layer to what a plan puts on the host or the SSD: tensors in a parcel
@@ -130,7 +132,7 @@ def options_of(plan: Plan, live: LiveModel) -> Options:
     """
     layers = layer_placements(plan)
     peaks = runtime_bytes(plan, live)
-    slack_bytes = PARCEL_BYTES * sum(3 + 2 * layer.tile_count for layer in plan.swap.layers)
+    slack_bytes = PARCEL_BYTES * sum(4 + 2 * layer.tile_count for layer in plan.swap.layers)
     options = Options(
         tile_tokens=plan.swap.tile_tokens,
         fractions={Placement.RECOMPUTE: 1.0},
@@ -147,6 +149,11 @@ def options_of(plan: Plan, live: LiveModel) -> Options:
     if not options.tiers & {Tier.HOST, Tier.SSD}:
         return options
     return replace(options, host_bytes=_host_bytes(plan, peaks[Tier.HOST], slack_bytes))
+
+
+def stored_of(plan: Plan) -> Stored:
+    """What attention's backward will find in the store."""
+    return _STORED[plan.swap.stored.value]
 
 
 def layer_placements(plan: Plan) -> tuple[LayerPlacement, ...]:

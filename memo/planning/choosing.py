@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from memo.planning.costing import Costing, traced
 from memo.planning.request import PlanRequest
 from memo.planning.states import state_choices
-from planner.contracts import Tier
+from planner.contracts import Stored, Tier
 from planner.schedule.planning import Simulated, effort, missing_for_step, plan_step
 from planner.swap.contracts import Budgets, Rates, StepCost
 from planner.swap.costs import budgets_of, rates_of
@@ -54,7 +54,7 @@ class Case:
     budgets: Budgets = field(init=False)
     largest: Case | None = None
     notes: tuple[str, ...] = ()
-    _traces: dict[int | None, StepTrace] = field(init=False, default_factory=dict)
+    _traces: dict[tuple[int | None, Stored], StepTrace] = field(init=False, default_factory=dict)
     known: dict[Budgets, Chosen | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,11 +67,17 @@ class Case:
         """How its plans are solved for."""
         return Search(tolerance=self.request.step_tolerance)
 
-    def trace(self, tile_tokens: int | None = None) -> StepTrace:
+    def trace(self, tile_tokens: int | None = None, stored: Stored = Stored.BEFORE) -> StepTrace:
         """The step with tiles of this size; None: as requested."""
-        if tile_tokens not in self._traces:
-            self._traces[tile_tokens] = traced(self.request, tile_tokens=tile_tokens)
-        return self._traces[tile_tokens]
+        key = tile_tokens, stored
+        if key not in self._traces:
+            self._traces[key] = traced(self.request, tile_tokens=tile_tokens, stored=stored)
+        return self._traces[key]
+
+    def trace_again(self, trace: StepTrace, stored: Stored) -> StepTrace:
+        """One of the case's, with as large tiles, and something else stored for attention."""
+        sizes = (size for (size, _), known in self._traces.items() if known is trace)
+        return self.trace(next(sizes), stored)
 
     def traces(self) -> Iterator[StepTrace]:
         """The step as requested, and, unless the tile size was, with smaller and smaller tiles."""

@@ -5,11 +5,14 @@ Scope: bytes that one rank sends, and the time of those that compute does not hi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
+from memo.parallel.shares import share_heads
 from memo.planning.states import StateChoice
+from planner.contracts import Stored
 from planner.hardware import Hardware
 from planner.swap.contracts import LayerCost, SegmentTimes
 from planner.swap.costs import Exchange
@@ -17,23 +20,73 @@ from planner.trace import LayerTrace
 
 
 def exchange_of(
-    config: PreTrainedConfig, *, tokens: int, batch: int, ranks: int, dtype_bytes: int
+    config: PreTrainedConfig,
+    *,
+    tokens: int,
+    batch: int,
+    ranks: int,
+    dtype_bytes: int,
+    stored: Stored = Stored.BEFORE,
 ) -> Exchange:
-    """Ulysses' all-to-alls around one layer's core (arXiv 2309.14509, section 3.2): a rank keeps
-    one of `ranks` parts of q, k, v and o of its `tokens`. Backward exchanges q, k, v and o again,
-    and o's gradient, and brings back those of q, k and v. Fewer heads than ranks are sent to
-    several.
+    """Ulysses' all-to-alls around one layer's core (arXiv 2309.14509, section 3.2), of the rank
+    that sends most: it sends the heads of its `tokens` to the ranks that compute them, and each of
+    these its tokens' o. Backward sends o's gradient and what is not `stored` of q, k, v and o the
+    same way, and the gradients of q, k and v home. Fewer heads than ranks are sent to several.
     """
     if ranks == 1:
         return Exchange()
     text = config.get_text_config()
     heads = int(getattr(text, "num_attention_heads", 1))
     shared = int(getattr(text, "num_key_value_heads", None) or heads)
-    key_dim, value_dim = _head_dims(text, heads)
-    queries, keys = max(heads, ranks), max(shared, ranks)
-    sizes = queries * (key_dim + value_dim) + keys * (key_dim + value_dim)
-    sent = batch * tokens * sizes * dtype_bytes * (ranks - 1) // ranks
-    return Exchange(forward_bytes=sent, backward_bytes=2 * sent)
+    messages = _Messages(_head_counts(heads, shared, ranks), *_head_dims(text, heads))
+    unit = batch * tokens * dtype_bytes
+    return Exchange(
+        forward_bytes=unit * max(map(messages.forward, range(ranks))),
+        backward_bytes=unit * max(messages.backward(rank, stored) for rank in range(ranks)),
+    )
+
+
+HeadCounts = tuple[tuple[int, int], ...]
+"""For every rank its query heads and its kv heads."""
+
+
+def _head_counts(heads: int, shared: int, ranks: int) -> HeadCounts:
+    if heads < ranks:
+        return ((1, 1),) * ranks
+    shares = share_heads(heads, shared if heads % shared == 0 else heads, ranks)
+    return tuple((q[1] - q[0], kv[1] - kv[0]) for q, kv in zip(shares.q, shares.kv, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Messages:
+    """What one rank sends for each of its tokens, in elements; all have as many tokens."""
+
+    counts: HeadCounts
+    key_dim: int
+    value_dim: int
+
+    def forward(self, rank: int) -> int:
+        return self._to_heads(rank, self._qkv) + self._to_tokens(rank, self._o)
+
+    def backward(self, rank: int, stored: Stored) -> int:
+        o, qkv = self._to_heads(rank, self._o), self._to_heads(rank, self._qkv)
+        again = {Stored.BEFORE: o + qkv, Stored.OUTPUT: qkv, Stored.AFTER: 0}[stored]
+        return o + again + self._to_tokens(rank, self._qkv)
+
+    def _qkv(self, rank: int) -> int:
+        queries, keys = self.counts[rank]
+        return queries * self.key_dim + keys * (self.key_dim + self.value_dim)
+
+    def _o(self, rank: int) -> int:
+        return self.counts[rank][0] * self.value_dim
+
+    def _to_heads(self, rank: int, width: Callable[[int], int]) -> int:
+        """To every other rank the heads that it computes."""
+        return sum(width(other) for other in range(len(self.counts)) if other != rank)
+
+    def _to_tokens(self, rank: int, width: Callable[[int], int]) -> int:
+        """To every other rank the rank's own heads of its tokens."""
+        return (len(self.counts) - 1) * width(rank)
 
 
 def _head_dims(text: PreTrainedConfig, heads: int) -> tuple[int, int]:

@@ -19,13 +19,15 @@ from memo.planning.states import (
     states_of,
 )
 from memo.tracing import trace_step
-from planner.contracts import LayerRun, Tier, Workload
+from planner.contracts import LayerRun, Stored, Tier, Workload
 from planner.swap.contracts import StepCost
-from planner.swap.costs import Extras, step_cost
+from planner.swap.costs import Exchange, Extras, step_cost
 from planner.trace import Phase, StepTrace
 
 
-def traced(request: PlanRequest, *, tile_tokens: int | None = None) -> StepTrace:
+def traced(
+    request: PlanRequest, *, tile_tokens: int | None = None, stored: Stored = Stored.BEFORE
+) -> StepTrace:
     """The share of a rank of those with the most tokens.
 
     Raises:
@@ -40,6 +42,7 @@ def traced(request: PlanRequest, *, tile_tokens: int | None = None) -> StepTrace
         device_kind=request.node.device_kind,
         train=request.train,
         sequence_parallel=request.sequence_parallel,
+        stored=stored,
     )
 
 
@@ -51,15 +54,16 @@ def local_tokens(request: PlanRequest) -> int:
 @dataclass(frozen=True, slots=True)
 class Costing:
     """What a step costs with model states as chosen; `slowness` as `planner.swap.costs.Extras`;
-    empty: the request's.
+    empty: the request's. `stored`: for attention's backward.
     """
 
     request: PlanRequest
     choice: StateChoice
     slowness: Mapping[Phase, float] = field(default_factory=dict)
+    stored: Stored = Stored.BEFORE
 
     def cost(self, trace: StepTrace) -> StepCost:
-        """Of the traced step."""
+        """Of the step, traced with as much stored."""
         cost = step_cost(trace, self.request.node.hardware, self._extras(trace))
         sharing = Sharing(self.request.node.hardware, self.choice, self.request.ranks)
         layers = {layer.name: layer for layer in trace.layers}
@@ -87,6 +91,17 @@ class Costing:
         """What is on the device throughout."""
         return resident_bytes(trace, states_of(self.request, trace, self.choice))[Tier.DEVICE]
 
+    def exchange(self, trace: StepTrace) -> Exchange:
+        """What a rank sends around a tiled layer's core."""
+        return exchange_of(
+            self.request.config,
+            tokens=trace.tokens,
+            batch=trace.batch,
+            ranks=self.request.sequence_parallel,
+            dtype_bytes=self.dtype_bytes,
+            stored=self.stored,
+        )
+
     @property
     def dtype_bytes(self) -> int:
         return self.request.torch_dtype.itemsize
@@ -111,13 +126,7 @@ class Costing:
     def _extras(self, trace: StepTrace) -> Extras:
         states = states_of(self.request, trace, self.choice)
         resident = resident_bytes(trace, states)
-        exchange = exchange_of(
-            self.request.config,
-            tokens=trace.tokens,
-            batch=trace.batch,
-            ranks=self.request.sequence_parallel,
-            dtype_bytes=self.dtype_bytes,
-        )
+        exchange = self.exchange(trace)
         return Extras(
             resident_bytes={
                 **resident,
@@ -126,6 +135,7 @@ class Costing:
             optimizer_s=self.optimizer(trace).seconds,
             gradient_share=gradient_share(trace, states, self.dtype_bytes),
             exchange={layer.name: exchange for layer in trace.layers if layer.reason is None},
+            stored=self.stored,
             slowness=self.slowness or self.request.slowness,
         )
 

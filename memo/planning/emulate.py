@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM
 from memo.measure import PeakMemory
 from memo.parallel.alone import LoneWire
 from memo.parallel.call import Parallel
+from memo.parallel.contracts import Stored as StoredHere
 from memo.parallel.shares import share_tokens, unit_tokens
 from memo.planning.predicting import Predictor
 from memo.planning.request import PlanRequest
 from memo.planning.states import states_of
 from memo.wrap import runtime_of, unwrap, wrap
-from planner.contracts import Placement, Tier
+from planner.contracts import Placement, Stored, Tier
 
 _WARM_UP_TOKENS = 128
 """Of the rank: loads code, and makes what is made once."""
@@ -50,9 +51,10 @@ class Emulation:
     sent_bytes: int
 
 
-def emulate(request: PlanRequest, rank: int) -> Emulation:
+def emulate(request: PlanRequest, rank: int, *, stored: Stored = Stored.BEFORE) -> Emulation:
     """Run the work of `rank` of `request.sequence_parallel` on this machine, with everything that
-    can be rebuilt recomputed, and layer inputs and attention outputs on the device. On a processor
+    can be rebuilt recomputed, and layer inputs, attention outputs and what is `stored` of those
+    that are exchanged on the device. On a processor
     call `memo.measure.exact_malloc` first thing in the process, or the measured peak is that of
     its heap.
 
@@ -64,12 +66,12 @@ def emulate(request: PlanRequest, rank: int) -> Emulation:
     if ranks == 1:
         raise ValueError("sequence_parallel is 1: a rank to emulate takes 2 or more that share")
     wire = LoneWire.of(rank, ranks)
-    predictor = Predictor(request)
+    predictor = Predictor(request, stored=stored)
     swap = predictor.uniform(Placement.RECOMPUTE)
     told = predictor.predictions(swap)
     model = _built(request)
     wrap(model, tile_tokens=swap.tile_tokens)
-    runtime_of(model).parallel = Parallel(wire, is_agreed=True)
+    runtime_of(model).parallel = Parallel(wire, stored=StoredHere(stored.value), is_agreed=True)
     _step(model, request, _WARM_UP_TOKENS * ranks)
     before = _sent_bytes(wire)
     device = next(model.parameters()).device

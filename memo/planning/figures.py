@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.codec import encode
-from planner.contracts import NoPlan, Placement, Plan, SwapPlan, Tier
+from planner.contracts import NoPlan, Placement, Plan, Stored, SwapPlan, Tier
 
 DAY_S = 86_400
 
@@ -38,6 +38,14 @@ def placement_shares(swap: SwapPlan) -> dict[Placement, float]:
     """The fraction of all layers' rebuildable tensors in each place."""
     count = len(swap.layers)
     return {p: sum(layer.share(p) for layer in swap.layers) / count for p in Placement}
+
+
+STORED = {
+    Stored.OUTPUT: "o is stored, too, as ranks computed it: backward exchanges q, k and v again",
+    Stored.AFTER: "q, k, v and o are stored as ranks exchanged them: backward exchanges gradients",
+}
+"""What is said of a plan with more stored for attention's backward than what each rank has of its
+own tokens."""
 
 
 def figures(result: Plan | NoPlan) -> dict[str, object]:
@@ -83,6 +91,7 @@ def _of_plan(plan: Plan) -> dict[str, object]:
         "reserved_bytes": told.reserved_bytes,
         "tile_tokens": plan.swap.tile_tokens,
         "in_flight_bytes": plan.swap.in_flight_bytes,
+        "stored": plan.swap.stored.value,
         "placement": encode(placement_shares(plan.swap)),
         "missing_bytes": None,
     }
@@ -96,7 +105,7 @@ _NONE: Mapping[str, object] = dict.fromkeys(
         *("ssd_written_bytes_per_step", "node_ssd_written_bytes_per_day", "ssd_days"),
         *("moved_bytes_by_lane", "longest_tokens", "gap", "arena_bytes"),
         *("arena_lower_bound_bytes", "reserved_bytes", "tile_tokens", "in_flight_bytes"),
-        *("placement", "missing_bytes"),
+        *("stored", "placement", "missing_bytes"),
     )
 )
 

@@ -60,6 +60,7 @@ class Lengths:
             recompute=_times(one.recompute, two.recompute, line),
             x_bytes=line.size(one.x_bytes, two.x_bytes),
             o_bytes=line.size(one.o_bytes, two.o_bytes),
+            o_core_bytes=line.size(one.o_core_bytes, two.o_core_bytes),
             tile_bytes=line.size(one.tile_bytes, two.tile_bytes)
             if is_whole
             else max(one.tile_bytes, two.tile_bytes),

@@ -185,10 +185,15 @@ class _Step:
                 end = self.forward[-1].end_of(a.id) or backward.end_of(a.id) or backward.stop
             else:
                 end = backward.end_of(a.id) or last.end_of(a.id) or backward.stop
-            tier = self._tier_of_o(forward) if a.kind is Kind.SKELETAL else Tier.DEVICE
+            is_skeletal = a.kind in (Kind.SKELETAL, Kind.EXCHANGED)
+            tier = self._tier_of_o(forward) if is_skeletal else Tier.DEVICE
             times = (forward.start + a.born, forward.stop)
+            wanted = backward.start
+            if a.kind is Kind.EXCHANGED:  # from and for the core alone
+                times = (times[0], forward.first(Segment.POST, len(forward.block.operations)))
+                wanted = backward.first(Segment.CORE, 0)
             size = a.size_bytes * stands_for(forward.block, a)
-            self._hold(f"held {forward.id} {a.id}", size, times, (backward.start, end), tier)
+            self._hold(f"held {forward.id} {a.id}", size, times, (wanted, end), tier)
 
     def _gradient_of_forward(self, made: Allocation, forward: BlockRun, backward: BlockRun) -> None:
         """The loss makes the head's with its tiles; ranks share it when its backward is over."""

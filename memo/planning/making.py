@@ -14,6 +14,7 @@ from memo.planning.longest import find_longest
 from memo.planning.notes import layout_note, notes_of
 from memo.planning.request import PlanRequest
 from memo.planning.reserved import reserved_note
+from memo.planning.storing import with_stored
 from planner.contracts import NoPlan, Plan, Tier
 from planner.schedule.contracts import Schedule
 from planner.schedule.result import plan_of
@@ -82,6 +83,7 @@ def _laid_out(case: Case) -> tuple[Chosen, Arena | None] | _TooHigh | None:
         chosen = choose(case, budgets)
         if chosen is None:
             break
+        chosen = with_stored(case, chosen, budgets)
         arena = _arena(chosen) if case.request.lay_out else None
         excess = 0 if arena is None else _excess_bytes(case, chosen, arena)
         if not excess:

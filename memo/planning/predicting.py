@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from memo.planning.costing import Costing, traced
 from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
-from planner.contracts import Placement, Predictions, SwapPlan, Tier
+from planner.contracts import Placement, Predictions, Stored, SwapPlan, Tier
 from planner.schedule.contracts import Schedule
 from planner.schedule.result import predictions_of
 from planner.schedule.simulation import simulate
@@ -29,7 +29,7 @@ class Predictor:
     """A step that is traced once, and predicted for as many swap plans as are asked about.
 
     `choice`: where model states are; `slowness`: of this machine, from `calibrated`; without it
-    the rates of the request's hardware are taken at their word.
+    the rates of the request's hardware are taken at their word; `stored`: for attention's backward.
 
     Raises:
         MemoError: for a model that cannot be traced.
@@ -38,11 +38,12 @@ class Predictor:
     request: PlanRequest
     choice: StateChoice = _ON_DEVICE
     slowness: Mapping[Phase, float] = field(default_factory=dict)
+    stored: Stored = Stored.BEFORE
     trace: StepTrace = field(init=False)
     cost: StepCost = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trace = traced(self.request)
+        self.trace = traced(self.request, stored=self.stored)
         self.cost = self._costing.cost(self.trace)
 
     @property
@@ -77,7 +78,7 @@ class Predictor:
 
     @property
     def _costing(self) -> Costing:
-        return Costing(self.request, self.choice, self.slowness)
+        return Costing(self.request, self.choice, self.slowness, self.stored)
 
 
 def predicted(

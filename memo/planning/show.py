@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memo.planning.figures import Wear, placement_shares, wear_of
+from memo.planning.figures import STORED, Wear, placement_shares, wear_of
 from memo.planning.picture import LEGEND, picture
 from planner.contracts import NoPlan, Plan, Tier, Workload
 from planner.sizes import format_bytes, format_tokens
@@ -99,6 +99,8 @@ def _speed(plan: Plan) -> Rows:
     yield "speed", f"{told.tokens_per_s:,.0f} tokens/s, MFU {told.mfu:.1%}"
     yield "bound by", ", ".join(told.binding) or "not told"
     yield "tiles", f"{plan.swap.tile_tokens:,} tokens each; " + _shares(plan)
+    if plan.swap.stored in STORED:
+        yield "attention", STORED[plan.swap.stored]
     if plan.hardware.disks is not None:
         yield "SSD wear", _wear(wear)
     if told.arena_bytes is not None and told.arena_lower_bound_bytes is not None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from memo.arguments import Arguments, Settings
 from memo.options import planned_options, spill_of
 from memo.parallel.groups import checked_sequence_parallel
-from memo.planning.applied import check_model, found_plan, options_of
+from memo.planning.applied import check_model, found_plan, options_of, stored_of
 from memo.planning.forecast import forecast_of
 from memo.planning.here import Asked, agreed, plan_here
 from memo.planning.live import LiveModel
@@ -41,7 +41,12 @@ def planned_settings(root: PreTrainedModel, live: LiveModel, said: Arguments) ->
     is_spilling = tokens is None or Tier.SSD in planned.tiers
     spill = said.spill if is_spilling else {}
     options = planned_options(planned, tiled_loss=said.tiled_loss, **spill)
-    return Settings(options=options, sequence_parallel=asked, forecast=forecast_of(plan, live))
+    return Settings(
+        options=options,
+        sequence_parallel=asked,
+        stored=stored_of(plan),
+        forecast=forecast_of(plan, live),
+    )
 
 
 def _planned(

@@ -29,7 +29,7 @@ from memo.tracing.runtime import Calls, DeviceKind, TracedRuntime
 from memo.tracing.settled import settled
 from memo.wrap import _owners, _root
 from offload import MemoError, Placement, Tier
-from planner.contracts import Train
+from planner.contracts import Stored, Train
 from planner.trace.blocks import EMBEDDING, HEAD, Blocks, Cut, Ends
 from planner.trace.contracts import Pass, Segment
 from planner.trace.recorder import Recorder
@@ -56,6 +56,7 @@ class Request:
     train: Train
     sequence_parallel: int
     everything: bool
+    stored: Stored = Stored.BEFORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ def traced_runtime(
         samples=samples,
         device_kind=request.device_kind,
         sequence_parallel=request.sequence_parallel,
+        stored=request.stored,
         everything=request.everything,
         is_fake=is_fake,
         fastest=fastest or Fastest(),

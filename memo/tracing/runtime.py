@@ -20,7 +20,7 @@ from memo.loss.tiled import LossSpec
 from memo.modules import PlainForward
 from memo.runtime import Runtime, WrappedLayer
 from memo.tiling import auto_tile_tokens, holds_pre
-from memo.tracing.exchanged import ExchangedCore
+from memo.tracing.exchanged import ExchangedCalls, ExchangedCore
 from memo.tracing.fused import FusedCore
 from memo.tracing.marks import Listener, MarkedCore, MarkedSplit, MarkedTiles, MarkingStore
 from memo.tracing.settled import NoReplay
@@ -34,6 +34,7 @@ from offload import (
     split_tokens,
     spread_placements,
 )
+from planner.contracts import Stored
 from planner.trace.contracts import Kind, Pass, Segment
 from planner.trace.sampling import Sample
 
@@ -89,7 +90,8 @@ class TracedRuntime(Runtime):
     """`samples` are the layers that are run, one of each kind; all others hand on what they get.
 
     `device_kind`: whose tile sizes and attention kernels are traced; `sequence_parallel`: ranks
-    that share a sequence, of which this is one; `everything`: every tile; `is_fake`: tensors are,
+    that share a sequence, of which this is one, and `stored` what attention's backward finds of
+    what they exchanged; `everything`: every tile; `is_fake`: tensors are,
     and kernels of CUDA are stood in for; `fastest` chooses kernels where they are not.
     """
 
@@ -97,6 +99,7 @@ class TracedRuntime(Runtime):
     samples: dict[str, WrappedLayer] = field(kw_only=True)
     device_kind: DeviceKind = field(kw_only=True)
     sequence_parallel: int = field(kw_only=True, default=1)
+    stored: Stored = field(kw_only=True, default=Stored.BEFORE)
     everything: bool = field(kw_only=True, default=False)
     is_fake: bool = field(kw_only=True, default=True)
     fastest: Fastest = field(kw_only=True, default_factory=Fastest)
@@ -142,15 +145,17 @@ class TracedRuntime(Runtime):
 
     def _run_tiled(self, layer: WrappedLayer, x: Tensor, arguments: LayerArguments) -> Any:
         split = HFLayer(layer.module, arguments, self.switch, collected_names())
+        policy = self.policy(x, layer.module)
         outputs = run_tiled(
             TiledForward(
                 split=MarkedSplit(split, self.recorder, partial(self._tile_begins, layer.kind)),
                 core=MarkedCore(self._parallel_core, self.recorder),
-                policy=self.policy(x, layer.module),
+                policy=policy,
                 store=self.store,
                 count=self.counts[layer.kind],
                 replay=NoReplay(x.device),
                 name=layer.kind,
+                join=ExchangedCalls(policy.tiles[-1].stop, self.stored),
             ),
             x,
         )
@@ -174,7 +179,12 @@ class TracedRuntime(Runtime):
     @property
     def _parallel_core(self) -> Core:
         ranks = self.sequence_parallel
-        return self.core if ranks == 1 else ExchangedCore(self.core, ranks)
+        if ranks == 1:
+            return self.core
+        return ExchangedCore(self.core, ranks, self.store, self.stored, self._on_held)
+
+    def _on_held(self, tensor: Tensor) -> None:
+        self.calls.mark(tensor, Kind.EXCHANGED, False)
 
     def _tile_begins(self, kind: str, tile: Tile) -> None:
         self.calls.tile = kind, tile.index

@@ -21,7 +21,7 @@ from memo.tracing.settled import TracingMode
 from memo.tracing.twin import layer_modes
 from memo.wrap import _root
 from offload import MemoError, Placement
-from planner.contracts import Train
+from planner.contracts import Stored, Train
 from planner.trace.blocks import EMBEDDING, HEAD
 from planner.trace.contracts import Kind, LayerTrace, PartTrace, StepTrace
 from planner.trace.live import need_of
@@ -37,6 +37,7 @@ def trace_step(
     device_kind: DeviceKind = "cuda",
     train: Train = "full",
     sequence_parallel: int = 1,
+    stored: Stored = Stored.BEFORE,
     everything: bool = False,
 ) -> StepTrace:
     """Trace a step of a causal LM's config; see `load_config` for what names one.
@@ -47,6 +48,7 @@ def trace_step(
         device_kind: whose kernels and tile sizes are traced; no such device is needed.
         sequence_parallel: ranks that share each sequence, of which one with `tokens` tokens is
             traced.
+        stored: what they store for attention's backward of what they exchange.
         everything: trace every tile, where one would stand for many.
 
     Raises:
@@ -66,6 +68,7 @@ def trace_step(
         device_kind=device_kind,
         train=train,
         sequence_parallel=sequence_parallel,
+        stored=stored,
         everything=everything,
     )
     mode = TracingMode()
@@ -122,13 +125,17 @@ def _layer(kind: str, request: Request, runs: dict[Placement, Run]) -> LayerTrac
     params = list(runtime.samples[kind].module.parameters())
     skeletal = {a.id: a for a in recomputed.forward.allocations if a.kind is Kind.SKELETAL}
     x = skeletal[base.blocks.ends.inputs[kind]]
+    exchanged = sum(
+        a.size_bytes for a in recomputed.forward.allocations if a.kind is Kind.EXCHANGED
+    )
     return LayerTrace(
         name=kind,
         tokens=request.tokens,
         tile_tokens=tile_tokens,
         tiles=-(-request.tokens // tile_tokens),
         x_bytes=x.size_bytes,
-        o_bytes=sum(a.size_bytes for a in skeletal.values()) - x.size_bytes,
+        o_bytes=sum(a.size_bytes for a in skeletal.values()) - x.size_bytes + exchanged,
+        o_core_bytes=exchanged,
         stored_bytes=runs[Placement.KEEP].runtime.calls.stored_bytes(kind)
         if is_tiled
         else _stored_whole(kept, recomputed, x.size_bytes),

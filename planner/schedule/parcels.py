@@ -17,7 +17,8 @@ class Turn(IntEnum):
 
     LAYER = 0
     POST = 1
-    PRE = 2
+    CORE = 2
+    PRE = 3
 
 
 class State(Enum):

@@ -32,9 +32,11 @@ def simulate(cost: StepCost, rates: Rates, plan: SwapPlan) -> Schedule:
     """Run one step.
 
     Raises:
-        ValueError: for a plan of another number of layers or tiles than `cost` has, or one that
-            uses an SSD that `rates` does not have.
+        ValueError: for a plan of another number of layers or tiles than `cost` has, one that stores
+            something else for attention, or one that uses an SSD that `rates` does not have.
     """
+    if plan.stored is not cost.stored:
+        raise ValueError(f"plan has stored={plan.stored}: takes {cost.stored}, as the costs")
     if len(plan.layers) != len(cost.layers):
         raise ValueError(f"plan has {len(plan.layers)} layers: takes {len(cost.layers)}")
     for index, (layer, swap) in enumerate(zip(cost.layers, plan.layers, strict=True)):
@@ -49,10 +51,13 @@ def simulate(cost: StepCost, rates: Rates, plan: SwapPlan) -> Schedule:
 
 @dataclass(slots=True)
 class _Stored:
-    """What one layer's forward left elsewhere: x and o, and tiles' parcels by index and turn."""
+    """What one layer's forward left elsewhere: x, o, what lies there for the core alone, and tiles'
+    parcels by index and turn.
+    """
 
     x: Parcel | None = None
     o: Parcel | None = None
+    core: Parcel | None = None
     tiles: dict[tuple[int, Turn], Parcel] = field(default_factory=dict)
 
 
@@ -113,17 +118,25 @@ class _Simulation:
             self.compute.run(cost.forward.pre_s)
         with self._live(cost.forward_live.core_bytes):
             self.compute.run(cost.forward.core_s)
-        stored.o = self._save_skeletal(cost.o_bytes, swap.o)
+        stored.core = self._save_of_core(cost.o_core_bytes, swap.o)
+        stored.o = self._save_skeletal(cost.o_bytes - cost.o_core_bytes, swap.o)
         for index, placement in enumerate(spread(swap.tiles)):
             with self._live(_tile_live_bytes(cost, cost.forward_live, index, placement)):
                 self._forward_tile(cost, stored, index, placement)
-        self.memory.take(Tier.DEVICE, self.compute.now_s, kept_skeletal_bytes(cost, swap))
+        self.memory.take(Tier.DEVICE, self.compute.now_s, _kept_of_layer_bytes(cost, swap))
         self.transfers.close_group()
 
     def _save_skeletal(self, size_bytes: int, tier: Tier) -> Parcel | None:
         if tier is Tier.DEVICE or not size_bytes:
             return None
         return self.transfers.save(size_bytes, tier, Turn.LAYER, is_counted=False)
+
+    def _save_of_core(self, size_bytes: int, tier: Tier) -> Parcel | None:
+        """Nothing of the layer's forward wants it any more."""
+        self.memory.take(Tier.DEVICE, self.compute.now_s, size_bytes)
+        if tier is Tier.DEVICE or not size_bytes:
+            return None
+        return self.transfers.save(size_bytes, tier, Turn.CORE, is_counted=True)
 
     def _forward_tile(
         self, cost: LayerCost, stored: _Stored, index: int, placement: Placement
@@ -142,16 +155,16 @@ class _Simulation:
     # ---- backward ----
 
     def _backward(self, cost: LayerCost, swap: LayerSwap, stored: _Stored) -> None:
-        for skeletal in (stored.x, stored.o):
-            if skeletal is not None:
-                self.transfers.load(skeletal)
-                self.transfers.drop(skeletal)
-        self.memory.give_back(Tier.DEVICE, self.compute.now_s, kept_skeletal_bytes(cost, swap))
+        self._load_skeletal(stored.x)
+        self._load_skeletal(stored.o)
+        self.memory.give_back(Tier.DEVICE, self.compute.now_s, _kept_of_layer_bytes(cost, swap))
         placements = spread(swap.tiles)
         recompute, backward = cost.recompute, cost.backward
         live = cost.backward_live.of(is_stored=Placement.RECOMPUTE not in placements)
         seconds = (recompute.post_s, backward.post_s)
         self._backward_tiles(cost, stored, placements, Turn.POST, seconds)
+        self._load_skeletal(stored.core)
+        self.memory.give_back(Tier.DEVICE, self.compute.now_s, _kept_of_core_bytes(cost, swap))
         with self._live(live.core_bytes):
             self.compute.run(backward.core_s)
         with self._live(live.pre_bytes):
@@ -159,6 +172,12 @@ class _Simulation:
             self._backward_tiles(cost, stored, placements, Turn.PRE, seconds)
         self.memory.take(Tier.DEVICE, self.compute.now_s, cost.gradient_bytes)
         self.transfers.sweep()
+
+    def _load_skeletal(self, parcel: Parcel | None) -> None:
+        """From here on it lives with the layer."""
+        if parcel is not None:
+            self.transfers.load(parcel)
+            self.transfers.drop(parcel)
 
     def _backward_tiles(
         self,
@@ -230,10 +249,14 @@ class _Simulation:
         )
 
 
-def kept_skeletal_bytes(cost: LayerCost, swap: LayerSwap) -> int:
-    """Bytes of x and o that stay on the device."""
+def _kept_of_layer_bytes(cost: LayerCost, swap: LayerSwap) -> int:
+    """Bytes of x and o that stay on the device, without those for the core alone."""
     x_bytes = cost.x_bytes if swap.x is Tier.DEVICE else 0
-    return x_bytes + (cost.o_bytes if swap.o is Tier.DEVICE else 0)
+    return x_bytes + (cost.o_bytes - cost.o_core_bytes if swap.o is Tier.DEVICE else 0)
+
+
+def _kept_of_core_bytes(cost: LayerCost, swap: LayerSwap) -> int:
+    return cost.o_core_bytes if swap.o is Tier.DEVICE else 0
 
 
 def _tile_live_bytes(cost: LayerCost, live: SegmentBytes, index: int, placement: Placement) -> int:

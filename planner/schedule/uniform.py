@@ -31,4 +31,9 @@ def uniform_swap(
     )
     if in_flight_bytes is None:
         in_flight_bytes = reading.in_flight_bytes(cost, layers)
-    return SwapPlan(tile_tokens=cost.tile_tokens, in_flight_bytes=in_flight_bytes, layers=layers)
+    return SwapPlan(
+        tile_tokens=cost.tile_tokens,
+        in_flight_bytes=in_flight_bytes,
+        layers=layers,
+        stored=cost.stored,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from planner.contracts import Lane, Tier, check_at_least
+from planner.contracts import Lane, Stored, Tier, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +63,10 @@ class LayerCost:
     `backward` is of tiles that are held; `recompute` comes on top when all tiles are recomputed:
     `post_s` before the core's backward, `pre_s` after it (0 where `pre` is held). `tile_bytes` is
     what one full tile stores beside x and o; `tile_pre_bytes` of these are wanted by `pre`'s
-    backward, after the core's. `o_bytes` counts the log-sum-exp. `gradient_bytes`: what the layer's
-    backward leaves on the device until the step ends. Live bytes are of a layer whose tiles are all
+    backward, after the core's. `o_bytes` counts the log-sum-exp; `o_core_bytes` of these are made
+    by the core for its own backward, so that `post` does without them, in both directions: they
+    are live in `core` alone, and stored beside that. `gradient_bytes`: what the layer's backward
+    leaves on the device until the step ends. Live bytes are of a layer whose tiles are all
     recomputed.
     `is_whole`: the layer cannot be cut, and its x is part of what its one tile stores: it goes
     where the tile goes, and stays on the device while that is kept or recomputed.
@@ -80,6 +82,7 @@ class LayerCost:
     o_bytes: int
     tile_bytes: int
     tile_pre_bytes: int = 0
+    o_core_bytes: int = 0
     gradient_bytes: int = 0
     forward_live: SegmentBytes = field(default_factory=SegmentBytes)
     backward_live: SegmentBytes = field(default_factory=SegmentBytes)
@@ -92,7 +95,11 @@ class LayerCost:
         if not 0 < self.last_tile <= 1:
             raise ValueError(f"last_tile is {self.last_tile}: takes a share above 0 and at most 1")
         sizes = ("x_bytes", "o_bytes", "tile_bytes", "tile_pre_bytes", "gradient_bytes")
-        check_at_least(0, **{name: getattr(self, name) for name in sizes})
+        check_at_least(0, **{name: getattr(self, name) for name in (*sizes, "o_core_bytes")})
+        if self.o_core_bytes > self.o_bytes:
+            raise ValueError(
+                f"o_core_bytes is {self.o_core_bytes}: takes o_bytes, {self.o_bytes}, or less"
+            )
         if self.recompute.core_s:
             raise ValueError(
                 f"recompute.core_s is {self.recompute.core_s}: a core is not run again"
@@ -138,7 +145,8 @@ class PartCost:
 class StepCost:
     """A training step. `layers` in forward order (equal layers may be one object); `resident_bytes`
     by tier are there throughout: weights, optimizer states, inputs. `model_flops`: forward and
-    backward without recomputation, of this rank's share.
+    backward without recomputation, of this rank's share. `stored`: what the costs of attention's
+    backward are for.
     """
 
     tile_tokens: int
@@ -149,6 +157,7 @@ class StepCost:
     optimizer_live_bytes: int = 0
     resident_bytes: Mapping[Tier, int] = field(default_factory=dict)
     model_flops: float = 0.0
+    stored: Stored = Stored.BEFORE
 
     def __post_init__(self) -> None:
         check_at_least(1, tile_tokens=self.tile_tokens)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from planner.contracts import Tier, check_at_least
+from planner.contracts import Stored, Tier, check_at_least
 from planner.hardware.contracts import Hardware
 from planner.swap.contracts import (
     Budgets,
     LayerCost,
     PartCost,
     Rates,
+    SegmentBytes,
     SegmentTimes,
     StepCost,
 )
@@ -53,8 +54,9 @@ class Extras:
     """What a trace does not know. `resident_bytes`: model states by tier, parameters and inputs
     included; None: the trace's parameters, buffers and inputs. `gradient_share`: what part of its
     gradients a rank keeps on its device once they are made (ZeRO-2 and 3: one of all ranks; 0 where
-    they go to the host at once). `exchange` by layer class. `slowness`: how many times as long as
-    the hardware's rates say a phase takes, where that was measured; 1 elsewhere.
+    they go to the host at once). `exchange` by layer class, where `stored` is for attention's
+    backward. `slowness`: how many times as long as the hardware's rates say a phase takes, where
+    that was measured; 1 elsewhere.
     """
 
     resident_bytes: Mapping[Tier, int] | None = None
@@ -62,6 +64,7 @@ class Extras:
     optimizer_live_bytes: int = 0
     gradient_share: float = 1.0
     exchange: Mapping[str, Exchange] = field(default_factory=dict)
+    stored: Stored = Stored.BEFORE
     slowness: Mapping[Phase, float] = field(default_factory=dict)
 
 
@@ -114,6 +117,7 @@ def step_cost(trace: StepTrace, hardware: Hardware, extras: Extras | None = None
         optimizer_live_bytes=extras.optimizer_live_bytes,
         resident_bytes=resident if extras.resident_bytes is None else extras.resident_bytes,
         model_flops=model_flops(trace),
+        stored=extras.stored,
     )
 
 
@@ -215,6 +219,9 @@ def layer_cost(
     forward = clock.by_phase(layer.name, layer.recomputed.forward)
     backward = clock.by_phase(layer.name, layer.recomputed.backward)
     last_tokens = layer.tokens - (layer.tiles - 1) * layer.tile_tokens
+    forward_live = live_in(layer, Pass.FORWARD, layer.x_bytes + passing_bytes)
+    # x, o and the gradient of y, which is as large as x, are there when it begins.
+    backward_live = live_in(layer, Pass.BACKWARD, 2 * layer.x_bytes + layer.o_bytes)
     return LayerCost(
         name=layer.name,
         tiles=layer.tiles,
@@ -226,11 +233,24 @@ def layer_cost(
         o_bytes=layer.o_bytes,
         tile_bytes=layer.stored_bytes,
         tile_pre_bytes=layer.stored_pre_bytes,
+        o_core_bytes=layer.o_core_bytes,
         gradient_bytes=round(layer.gradient_bytes * extras.gradient_share),
-        forward_live=live_in(layer, Pass.FORWARD, layer.x_bytes + passing_bytes),
-        # x, o and the gradient of y, which is as large as x, are there when it begins.
-        backward_live=live_in(layer, Pass.BACKWARD, 2 * layer.x_bytes + layer.o_bytes),
+        forward_live=_less_in_post(forward_live, layer.o_core_bytes),
+        backward_live=_less_in_post(backward_live, layer.o_core_bytes),
         is_whole=layer.reason is not None,
+    )
+
+
+def _less_in_post(live: SegmentBytes, size_bytes: int) -> SegmentBytes:
+    """Without what is stored for the core alone, which a trace has on the device all the time."""
+    if not size_bytes:
+        return live
+    last_bytes = live.last_bytes
+    return replace(
+        live,
+        post_bytes=max(0, live.post_bytes - size_bytes),
+        last_bytes=None if last_bytes is None else max(0, last_bytes - size_bytes),
+        stored=None if live.stored is None else _less_in_post(live.stored, size_bytes),
     )
 
 

@@ -37,7 +37,7 @@ def _forward(before: Sequence[Expression], own: GroupVariables) -> Iterator[Expr
     kept, skeletal = own.tiles_in(Tier.DEVICE), others * own.skeletal_in(Tier.DEVICE)
     base = pulp.lpSum([*before, skeletal])
     yield base + others * kept + max(live.pre_bytes, live.core_bytes) / GIB
-    yield base + kept + live.post_bytes / GIB
+    yield base + kept + _of_core(own) + live.post_bytes / GIB
 
 
 def _backward(
@@ -49,8 +49,20 @@ def _backward(
     live = cost.backward_live
     base = pulp.lpSum([*before, index / count * skeletal, after_bytes / GIB])
     # A tile's graph is whole until its `pre` has run: kept tiles are all there at first.
-    most_bytes = max(live.post_bytes, live.core_bytes, live.pre_bytes)
-    yield base + (index + 1) / count * kept + most_bytes / GIB
+    base += (index + 1) / count * kept
+    if not cost.o_core_bytes:
+        yield base + max(live.post_bytes, live.core_bytes, live.pre_bytes) / GIB
+        return
+    yield base + _of_core(own) + live.post_bytes / GIB
+    yield base + max(live.core_bytes, live.pre_bytes) / GIB
+
+
+def _of_core(own: GroupVariables) -> Expression:
+    """What one layer has there of what is stored for its core alone."""
+    cost, count = own.group.cost, own.group.count
+    if not cost.o_core_bytes or Tier.DEVICE not in own.o:
+        return 0.0
+    return cost.o_core_bytes / GIB / count * own.o[Tier.DEVICE]
 
 
 def least_live(cost: StepCost) -> Iterator[float]:

@@ -30,6 +30,7 @@ def read_plan(program: Program) -> SwapPlan:
         tile_tokens=program.cost.tile_tokens,
         in_flight_bytes=_in_flight_bytes(program, layers),
         layers=tuple(layers),
+        stored=program.cost.stored,
     )
 
 

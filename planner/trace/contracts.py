@@ -17,11 +17,13 @@ from typing import TypeAlias
 
 class Kind(StrEnum):
     """What an allocation is. Skeletal: a layer's input and attention's output (MEMO's term, SIGMOD
-    2025, section 4.1), held from forward to backward; stored: what a tile that is not recomputed
+    2025, section 4.1), held from forward to backward; exchanged: what is held beside o, of what
+    ranks exchanged, for attention's backward alone; stored: what a tile that is not recomputed
     holds beside them; transient: born and freed in one block.
     """
 
     SKELETAL = "skeletal"
+    EXCHANGED = "exchanged"
     STORED = "stored"
     TRANSIENT = "transient"
     PARAMETER = "parameter"
@@ -131,8 +133,9 @@ class LayerTrace:
     `stored_bytes` is what one full tile holds if it is kept (or on the host, or on the SSD), of
     which `stored_pre_bytes` are wanted by `pre`'s backward alone; a whole layer that is kept holds
     so many more than x, whether or not x is among them;
-    `x_bytes` and `o_bytes` (attention's output with its log-sum-exp) are the layer's skeletal
-    bytes.
+    `x_bytes` and `o_bytes` (attention's output with its log-sum-exp, and what else is held where it
+    is) are the layer's skeletal bytes; `o_core_bytes` of the latter are wanted by the core's
+    backward alone.
     """
 
     name: str
@@ -149,6 +152,7 @@ class LayerTrace:
     kept: PartTrace
     reason: str | None = None
     stored_pre_bytes: int = 0
+    o_core_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

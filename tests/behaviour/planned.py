@@ -22,7 +22,7 @@ from memo.planning.node import Node
 from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
 from memo.wrap import runtime_of
-from planner.contracts import LayerSwap, Placement, Plan, SwapPlan, Tier
+from planner.contracts import LayerSwap, Placement, Plan, Stored, SwapPlan, Tier
 from planner.hardware import Hardware
 from planner.schedule.planning import Simulated
 from planner.schedule.result import plan_of
@@ -59,6 +59,7 @@ def plan_with(
     *,
     in_flight_bytes: int = 1 << 20,
     hardware: Hardware | None = None,
+    stored: Stored = Stored.BEFORE,
     **changes: Any,
 ) -> Plan:
     """A step of two sequences of TOKENS in tiles of TILE_TOKENS, whose layers are so placed."""
@@ -74,9 +75,14 @@ def plan_with(
             **changes,
         }
     )
-    case, costing = Case(request), Costing(request, StateChoice(0, "none"))
-    trace = case.trace()
-    swap = SwapPlan(tile_tokens=TILE_TOKENS, in_flight_bytes=in_flight_bytes, layers=tuple(layers))
+    case, costing = Case(request), Costing(request, StateChoice(0, "none"), stored=stored)
+    trace = case.trace(stored=stored)
+    swap = SwapPlan(
+        tile_tokens=TILE_TOKENS,
+        in_flight_bytes=in_flight_bytes,
+        layers=tuple(layers),
+        stored=stored,
+    )
     cost = costing.cost(trace)
     schedule = simulate(cost, case.rates, swap)
     by_hand = Outcome(Status.FEASIBLE, "by hand", 0.0, 0.0)

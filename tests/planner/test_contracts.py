@@ -21,6 +21,7 @@ from planner.contracts import (
     Placement,
     Plan,
     Predictions,
+    Stored,
     SwapPlan,
     Tier,
     Workload,
@@ -74,6 +75,25 @@ PLAN = Plan(workload=WORKLOAD, hardware=HARDWARE, swap=SWAP, predictions=PREDICT
 
 def test_a_plan_comes_back_from_json_as_it_was() -> None:
     assert Plan.from_json(PLAN.to_json()) == PLAN
+
+
+@pytest.mark.parametrize("stored", Stored)
+def test_what_is_stored_for_attention_comes_back(stored: Stored) -> None:
+    plan = replace(PLAN, swap=replace(SWAP, stored=stored))
+    assert json.loads(plan.to_json())["swap"]["stored"] == stored.value
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_from_before_there_was_a_choice_stores_nothing_more() -> None:
+    data = json.loads(PLAN.to_json())
+    del data["swap"]["stored"]
+    assert Plan.from_json(json.dumps(data)).swap.stored is Stored.BEFORE
+
+
+def test_what_only_ranks_exchange_cannot_be_stored_alone() -> None:
+    swap = replace(SWAP, stored=Stored.AFTER)
+    with pytest.raises(ValueError, match="stored is after: takes before where no ranks share"):
+        replace(PLAN, workload=replace(WORKLOAD, sequence_parallel=1), swap=swap)
 
 
 def test_a_plan_comes_back_from_a_file(tmp_path: Path) -> None:

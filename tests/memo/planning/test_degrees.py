@@ -15,7 +15,7 @@ from memo.planning.longest import find_longest
 from memo.planning.making import make
 from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
-from planner.contracts import Plan
+from planner.contracts import Plan, Stored
 from planner.hardware import Hardware
 from tests.memo.planning.common import GB, HEADS, HIDDEN, LAYERS, SHARED, llama, machine, request
 from tests.memo.tracing.common import config_of
@@ -111,6 +111,36 @@ def test_bytes_on_the_wire_are_ulysses_formula(ranks: int) -> None:
     kept = 3 * tokens * 2 * size * (2 * HEADS + 2 * kv_heads) / ranks
     assert exchange.forward_bytes == pytest.approx(kept * (ranks - 1), abs=1)
     assert exchange.backward_bytes == 2 * exchange.forward_bytes
+
+
+@pytest.mark.parametrize(
+    ("ranks", "heads", "shared", "most"),
+    [
+        # Query and kv heads of the rank that sends most in backward, and of all others together.
+        (2, 9, 3, ((4, 2), (5, 2))),
+        (4, 8, 2, ((2, 1), (6, 3))),
+        (8, 8, 8, ((1, 1), (7, 7))),
+    ],
+)
+def test_what_is_stored_is_not_exchanged_again(
+    ranks: int, heads: int, shared: int, most: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    tokens, size = 600, 32
+    config = llama(hidden_size=heads * size, num_attention_heads=heads, num_key_value_heads=shared)
+    sent = {
+        stored: exchange_of(
+            config, tokens=tokens, batch=3, ranks=ranks, dtype_bytes=2, stored=stored
+        )
+        for stored in Stored
+    }
+    (own_q, own_kv), (other_q, other_kv) = most
+    unit = 3 * tokens * size * 2
+    home = (ranks - 1) * (own_q + 2 * own_kv)
+    o, qkv = other_q, other_q + 2 * other_kv
+    times = {Stored.BEFORE: 2 * o + qkv, Stored.OUTPUT: o + qkv, Stored.AFTER: o}
+    for stored, exchange in sent.items():
+        assert exchange.backward_bytes == unit * (times[stored] + home)
+        assert exchange.forward_bytes == sent[Stored.BEFORE].forward_bytes
 
 
 def test_the_exchange_is_in_the_steps_time() -> None:

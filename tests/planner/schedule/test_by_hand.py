@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from planner.contracts import Lane, LayerSwap, Placement, SwapPlan, Tier
+from planner.contracts import Lane, LayerSwap, Placement, Stored, SwapPlan, Tier
 from planner.schedule.contracts import Schedule
 from planner.schedule.simulation import simulate
 from planner.swap.contracts import (
@@ -147,6 +147,66 @@ def test_memory_over_time() -> None:
         (7.0, 1018),  # gradients
     )
     assert schedule.peak_bytes[Tier.DEVICE] == 1255
+
+
+OF_CORE = replace(
+    LAYER,
+    o_bytes=5,
+    o_core_bytes=4,
+    tile_bytes=0,
+    forward_live=SegmentBytes(pre_bytes=100, core_bytes=120, post_bytes=110),
+    backward_live=SegmentBytes(pre_bytes=200, core_bytes=240, post_bytes=220),
+)
+
+
+def test_what_the_core_stored_on_the_device_is_there_until_its_backward() -> None:
+    schedule = _run(_step(1, OF_CORE), Placement.RECOMPUTE, 0)
+    assert schedule.memory[Tier.DEVICE] == (
+        (0.0, 0),
+        (0.0, 100),
+        (0.5, 120),
+        (1.5, 114),  # post, and what is for the core
+        (2.0, 224),  # backward: o is counted with the layer
+        (3.75, 240),  # and the rest with the core
+        (5.75, 200),
+        (7.0, 0),
+    )
+
+
+def test_what_the_core_stored_on_the_host_comes_back_for_it() -> None:
+    schedule = _run(_step(1, OF_CORE), Placement.RECOMPUTE, 0, tier=Tier.HOST)
+    # Nothing may be in flight: 4 bytes leave from 1.5 to 5.5 and the one of o to 6.5; post ends at
+    # 7. o is back at 8, post's backward over at 9.75, the 4 bytes back at 13.75, and the core's and
+    # pre's take 2 and 1.25.
+    assert schedule.step_s == 17.0
+    assert schedule.exposed_s[Lane.D2H] == 5.0
+    assert schedule.exposed_s[Lane.H2D] == 5.0
+    sizes = [size for _, size in schedule.memory[Tier.HOST]]
+    assert sizes == [0, 4, 5, 4, 0]
+    waiting = [size for at_s, size in schedule.memory[Tier.DEVICE] if 9.75 <= at_s < 13.75]
+    assert waiting[-1] == 4  # on their way, and nothing else
+
+
+def test_what_the_core_stored_comes_while_post_runs() -> None:
+    schedule = _run(_step(2, OF_CORE), Placement.RECOMPUTE, 5, tier=Tier.HOST)
+    # Layer 1's 4 and 1 are written till 5.5 and 6.5, which layer 2's wait for, and these, from 6.5
+    # on, till 10.5 and 11.5. Backward of layer 2 begins at 7 and has both as they are, but forgets
+    # o, at 8.75, only when it is written. Layer 1's o comes from then on, and the 4 bytes when
+    # layer 1's backward begins, at 14.75, while post runs till 16.5.
+    spans = [span for span in schedule.spans if span.lane is Lane.H2D and not span.is_wait]
+    assert [(span.size_bytes, span.start_s) for span in spans] == [(1, 11.5), (4, 14.75)]
+    assert schedule.exposed_s[Lane.H2D] == 18.75 - 16.5
+    assert schedule.step_s == 18.75 + 2 + 1.25
+
+
+def test_a_plan_that_stores_something_else_is_refused() -> None:
+    cost = replace(_step(1), stored=Stored.AFTER)
+    swap = SwapPlan(
+        tile_tokens=1, in_flight_bytes=0, layers=(LayerSwap(tiles={Placement.KEEP: 1}),)
+    )
+    with pytest.raises(ValueError, match="plan has stored=before: takes after"):
+        simulate(cost, ONE, swap)
+    assert simulate(cost, ONE, replace(swap, stored=Stored.AFTER)).step_s == 6.0
 
 
 def test_tiles_that_are_stored_have_live_bytes_of_their_own() -> None:

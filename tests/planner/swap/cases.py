@@ -123,7 +123,7 @@ def stored(cost: LayerCost, swap: LayerSwap, tier: Tier) -> int:
 
 def device_live(cost: StepCost, plan: Sequence[LayerSwap]) -> int:
     """The most that lives on the device, without what is in flight: every moment, layer by layer.
-    A layer's own x and o are in its live bytes.
+    A layer's own x and o are in its live bytes, those of o for the core alone only in the core's.
     """
     before = moment = 0
     moments = [0]
@@ -132,10 +132,13 @@ def device_live(cost: StepCost, plan: Sequence[LayerSwap]) -> int:
         c.tile_bytes * s.tiles.get(Placement.KEEP, 0)
         for c, s in zip(cost.layers, plan, strict=True)
     ]
+    for_core = [
+        c.o_core_bytes if s.o is Tier.DEVICE else 0 for c, s in zip(cost.layers, plan, strict=True)
+    ]
     for index, layer in enumerate(cost.layers):
         live = layer.forward_live
         moments += [before + live.pre_bytes, before + live.core_bytes]
-        moments += [before + tiles[index] + live.post_bytes]
+        moments += [before + tiles[index] + for_core[index] + live.post_bytes]
         before += kept[index]
     moments.append(before + max(cost.head.forward_live_bytes, cost.head.backward_live_bytes))
     after = cost.head.gradient_bytes
@@ -143,7 +146,8 @@ def device_live(cost: StepCost, plan: Sequence[LayerSwap]) -> int:
         layer, live = cost.layers[index], cost.layers[index].backward_live
         before -= kept[index]
         moment = before + after + tiles[index]
-        moments += [moment + live.post_bytes, moment + live.core_bytes, moment + live.pre_bytes]
+        moments += [moment + for_core[index] + live.post_bytes]
+        moments += [moment + live.core_bytes, moment + live.pre_bytes]
         after += layer.gradient_bytes
     return max(moments) + cost.resident_bytes.get(Tier.DEVICE, 0)
 

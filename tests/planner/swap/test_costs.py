@@ -132,6 +132,22 @@ def test_live_bytes_count_x_o_and_all_tiles() -> None:
     assert backward.pre_bytes == start + 9
 
 
+def test_what_is_stored_for_the_core_alone_is_live_in_it_alone() -> None:
+    """4 of the 7 bytes that the core leaves are for its backward, which lets go of them."""
+    freed = Allocation(2, 4, -1, 3, Segment.CORE, Kind.EXCHANGED)
+    backward = replace(BACKWARD, allocations=(*BACKWARD.allocations, freed))
+    part = PartTrace(FORWARD, backward)
+    layer = replace(LAYER, o_core_bytes=4, recomputed=part, kept=part)
+    (cost, _) = step_cost(replace(TRACE, layers=(layer,)), HARDWARE).layers
+    assert (cost.o_bytes, cost.o_core_bytes) == (7, 4)
+    assert cost.forward_live.core_bytes == 8 + 40 + 7
+    assert cost.forward_live.post_bytes == 8 + (7 - 4) + 3 * 6 + 30
+    start = 8 + 7 + 8
+    assert cost.backward_live.post_bytes == start - 4 + 100 + 9
+    assert cost.backward_live.core_bytes == start + 9 + 70
+    assert cost.backward_live.pre_bytes == start - 4 + 9
+
+
 def test_gradients_that_are_sharded_are_kept_in_part() -> None:
     cost = step_cost(TRACE, HARDWARE, Extras(gradient_share=1 / 3))
     assert cost.layers[0].gradient_bytes == 3

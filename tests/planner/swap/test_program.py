@@ -196,6 +196,33 @@ def test_eighty_layers_take_seconds() -> None:
     assert solution.outcome.solve_s < 10
 
 
+def _with_core(case: Case, rng: random.Random) -> Case:
+    """Attention stores more for its own backward, and `post` is where most is live."""
+    layers = []
+    for layer in case.cost.layers:
+        more = rng.randint(100, 900) * MIB
+        layer = replace(layer, o_bytes=layer.o_bytes + more, o_core_bytes=more)
+        for name in ("forward_live", "backward_live"):
+            live = getattr(layer, name)
+            layer = replace(layer, **{name: replace(live, post_bytes=live.post_bytes + 400 * MIB)})
+        layers.append(layer)
+    return replace(case, cost=replace(case.cost, layers=tuple(layers)))
+
+
+@pytest.mark.parametrize("seed", range(600, 620))
+def test_what_is_for_the_core_alone_takes_room_as_it_lies(seed: int) -> None:
+    rng = random.Random(seed)
+    case = _slow(random_case(seed, layers=4, tiles=4, has_ssd=True), rng)
+    case = _with_core(replace(case, budgets=replace(case.budgets, in_flight_bytes=0)), rng)
+    plan = [rng.choice(list(all_layers(layer, tuple(Tier)))) for layer in case.cost.layers]
+    need = device_live(case.cost, plan)
+    for more, fits in ((MIB // 10, True), (-MIB // 10, False)):
+        budgets = replace(case.budgets, device_bytes=need + more)
+        program = _program(replace(case, budgets=budgets), Rules(held_layers=0.0))
+        _fix(program, plan)
+        assert solve(program.problem, time_limit_s=60).is_solved == fits
+
+
 def _with_whole(case: Case, *indices: int) -> Case:
     """Those layers cannot be cut: one tile, in which x is, and no o."""
     layers = [
