@@ -132,7 +132,9 @@ def options_of(plan: Plan, live: LiveModel) -> Options:
     """
     layers = layer_placements(plan)
     peaks = runtime_bytes(plan, live)
-    slack_bytes = PARCEL_BYTES * sum(4 + 2 * layer.tile_count for layer in plan.swap.layers)
+    # x, o and the log-sum-exp, and what is stored beside these.
+    skeletal = 3 if stored_of(plan) is Stored.BEFORE else 4
+    slack_bytes = PARCEL_BYTES * sum(skeletal + 2 * layer.tile_count for layer in plan.swap.layers)
     options = Options(
         tile_tokens=plan.swap.tile_tokens,
         fractions={Placement.RECOMPUTE: 1.0},
