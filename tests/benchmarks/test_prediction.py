@@ -70,7 +70,7 @@ def test_a_child_that_fails_is_a_problem_of_its_cases(tmp_path: Path) -> None:
     assert [case["errors"] for case in written["cases"]] == [None, None]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_run_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     options = ["--models", "qwen3", "--lengths", "300", "--placements", "host", "--steps", "1"]

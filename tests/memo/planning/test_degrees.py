@@ -89,6 +89,7 @@ def test_layers_that_run_whole_share_no_sequence() -> None:
     assert any("layers that run whole" in note for note in found.notes)
 
 
+@pytest.mark.long
 def test_the_longest_sequence_is_shared_by_all_whatever_is_fastest() -> None:
     node = _node(device_bytes=90 * 10**6, link_bytes_per_s=2e8, host_bytes=GB // 10)
     case = best_case(_compared(node))

@@ -85,7 +85,7 @@ print(peak.peak_bytes - peak.base_bytes)
 """
 
 
-@pytest.mark.parametrize("placement", ["recompute", "keep"])
+@pytest.mark.parametrize("placement", ["recompute", pytest.param("keep", marks=pytest.mark.long)])
 def test_peak_of_the_process(placement: str) -> None:
     """The kernel's own account of a process that runs the step and nothing else."""
     done = subprocess.run(
