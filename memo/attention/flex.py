@@ -52,7 +52,7 @@ class FlexKernel(RecordedKernel):
             block_mask=self._mask(inputs),
             scale=inputs.options.scale,
             enable_gqa=inputs.groups > 1,
-            # The kernel for few queries has no backward to save for, and refuses many groups.
+            # Torch's kernel for few queries finds no block for more than 128 of them times groups.
             kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
             **_with_lse(),
         )

@@ -64,7 +64,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mask_mod(block: Block) -> Callable[..., Tensor]:
-    ahead = block.q[0] - block.k[0]
+    *_, ahead = block.shape
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = k >= 0
