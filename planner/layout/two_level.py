@@ -23,6 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from planner.layout.contracts import (
     CUDA_ALIGNMENT_BYTES,
@@ -40,20 +41,29 @@ from planner.layout.sections import cut_sections, layout_at
 from planner.layout.step import Step, Use, aligned
 from planner.layout.validator import violations
 
-ROUNDS: tuple[tuple[str, int | None, float], ...] = (
-    ("blocks", None, 0.25),
-    ("blocks, cut coarsely", 256, 0.4),
-    ("blocks, cut finely", 4096, 0.6),
+
+class Round(NamedTuple):
+    """Blocks that a buffer of one part in `part` of the bound cuts (None: no cuts), and shares of
+    the time left: for level two as it is, then for its crowded core first.
+    """
+
+    name: str
+    part: int | None
+    share: float
+    core_share: float
+
+
+ROUNDS = (
+    Round("blocks", None, 0.1, 0.1),
+    Round("blocks, cut coarsely", 256, 0.1, 0.5),
+    Round("blocks, cut finely", 4096, 0.3, 0.9),
 )
-"""Name, then the share of the bound from which on a buffer cuts blocks (one part in so many; None:
-no cuts), then the share of the time left."""
+"""Little for searches of the whole: of 285 traced steps ten are not at their bound soon, and of each
+of these the core of coarsely cut blocks is within 1.6 s, while searches of all go on for 8 s.
+"""
 
 LEVEL_ONE_SHARE = 0.5
 """Of a round's time, at most, for all the blocks."""
-
-CORE_SHARE = 0.6
-"""Of the time left after a round's level two fell short, for its crowded core: what it can solve at
-all it solves in two seconds or so."""
 
 MOST_FLAT_BUFFERS = 4000
 """Of a flat problem that is solved as it is: one greedy placement of more takes seconds."""
@@ -96,9 +106,9 @@ def solve_two_level(
     whole = {name: aligned(block, alignment_bytes) for name, block in blocks.items()}
     step = Step(whole, tuple(uses), tuple(buffers), alignment_bytes)
     run = _Run(step, goal_bytes, time.monotonic() + time_limit_s, on_progress)
-    for name, part, share in ROUNDS:
+    for each in ROUNDS:
         if run.is_open:
-            run.two_levels(name, part, share)
+            run.two_levels(each)
     if run.is_open and len(run.problem.buffers) <= MOST_FLAT_BUFFERS:
         run.flat()
     return TwoLevelSolution(run.problem, run.solution())
@@ -135,11 +145,11 @@ class _Run:
         """Lower than this there is nothing to gain."""
         return max(self.lower_bytes, self.goal_bytes or 0)
 
-    def two_levels(self, name: str, part: int | None, share: float) -> None:
+    def two_levels(self, each: Round) -> None:
         step = self.step
-        if part is not None:
-            step = cut_blocks(step, max(1, self.lower_bytes // part))
-        time_s = self._left_s(share)
+        if each.part is not None:
+            step = cut_blocks(step, max(1, self.lower_bytes // each.part))
+        time_s = self._left_s(each.share)
         blocks = self._level_one(step, time_s * LEVEL_ONE_SHARE)
         opened = _too_high(step, _heights(blocks), self.lower_bytes)
         reduced = step.reduced(_heights(blocks), opened)
@@ -149,23 +159,23 @@ class _Run:
             time_limit_s=time_s,
             on_progress=self.on_progress,
         )
-        self._offer(_absolute(self.problem, step, blocks, two.layout), f"{name}: {two.solver}")
+        self._offer(_absolute(self.problem, step, blocks, two.layout), f"{each.name}: {two.solver}")
         if self.is_open:
-            self._around_core(name, step, blocks, reduced)
+            self._around_core(each, step, blocks, reduced)
 
     def _around_core(
-        self, name: str, step: Step, blocks: Mapping[str, Solution], reduced: Problem
+        self, each: Round, step: Step, blocks: Mapping[str, Solution], reduced: Problem
     ) -> None:
         assert self.best is not None
         found = solve_around_core(
             reduced,
             goal_bytes=self.wanted_bytes,
             below_bytes=self.best.height_bytes,
-            time_limit_s=self._left_s(CORE_SHARE),
+            time_limit_s=self._left_s(each.core_share),
             on_progress=self.on_progress,
         )
         if found is not None:
-            self._offer(_absolute(self.problem, step, blocks, found), f"{name}: core first")
+            self._offer(_absolute(self.problem, step, blocks, found), f"{each.name}: core first")
 
     def flat(self) -> None:
         """Solve the whole as it is, which may also prove that nothing is lower."""

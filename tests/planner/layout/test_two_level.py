@@ -31,7 +31,9 @@ def step(layers: int) -> tuple[list[Use], list[Buffer]]:
 
 def only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Leave one of the rounds, and no flat problem."""
-    rounds = [(n, part, 1.0) for n, part, _ in two_level.ROUNDS if n == name]
+    rounds = [
+        each._replace(share=1.0, core_share=1.0) for each in two_level.ROUNDS if each.name == name
+    ]
     monkeypatch.setattr(two_level, "ROUNDS", rounds)
     monkeypatch.setattr(two_level, "MOST_FLAT_BUFFERS", 0)
 
@@ -101,7 +103,7 @@ def test_a_use_that_fits_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [{"u"}]
 
 
-@pytest.mark.parametrize("name", [name for name, part, _ in two_level.ROUNDS if part])
+@pytest.mark.parametrize("name", [each.name for each in two_level.ROUNDS if each.part])
 def test_cut_blocks_are_as_low_as_the_flat_problem(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
