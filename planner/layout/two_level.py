@@ -58,8 +58,8 @@ ROUNDS = (
     Round("blocks, cut coarsely", 256, 0.1, 0.5),
     Round("blocks, cut finely", 4096, 0.3, 0.9),
 )
-"""Little for searches of the whole: of 285 traced steps ten are not at their bound soon, and of each
-of these the core of coarsely cut blocks is within 1.6 s, while searches of all go on for 8 s.
+"""Little for searches of the whole: of 285 traced steps ten are not at their bound soon. Each of
+these is within 1.6 s of a core of coarsely cut blocks, where searches of all go on for 8 s.
 """
 
 LEVEL_ONE_SHARE = 0.5
