@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 LOGITS_BYTES = 64 << 20
 """Float32 logits of a tile of the loss: as many as memo has at a time on a processor."""
@@ -69,7 +69,7 @@ def _mlp(mlp: Any, x: Tensor) -> Tensor:
     return result
 
 
-def _forward(model: Any, input_ids: Tensor, labels: Tensor) -> SimpleNamespace:
+def _forward(model: Any, input_ids: Tensor, labels: Tensor) -> CausalLMOutput:
     """The loss of a whole sequence ([1, tokens]), of which each rank runs its share."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     positions = torch.arange(input_ids.shape[1]).unsqueeze(0)
@@ -79,7 +79,7 @@ def _forward(model: Any, input_ids: Tensor, labels: Tensor) -> SimpleNamespace:
     )
     hidden = model.model(input_ids=own_ids, position_ids=own_positions, use_cache=False)
     own = _tiled_loss(model, hidden.last_hidden_state, own_labels)
-    return SimpleNamespace(loss=_mean_over_ranks(own, own_labels, ranks))
+    return CausalLMOutput(loss=_mean_over_ranks(own, own_labels, ranks))
 
 
 def _tiled_loss(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
