@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ Updates = dict[str, Tensor]
 class Training:
     """`degree` ranks share a sequence; `engine`: "ddp", "fsdp2", "zero0" ... "zero3". `counted`:
     the loss is divided by the number of labels of the whole step, as HF Trainer asks for.
-    `momentum`: SGD's. `zero` is more of DeepSpeed's `zero_optimization`, `options` of `memo.wrap`.
+    `momentum`: SGD's. `sizes` are other sizes of the family's model, `zero` is more of DeepSpeed's
+    `zero_optimization`, `options` of `memo.wrap`.
     """
 
     engine: str
@@ -44,7 +45,9 @@ class Training:
     clip: float | None = None
     counted: bool = False
     steps: int = 2
+    learning_rate: float = LR
     momentum: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
     zero: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,7 +72,8 @@ class Training:
     @property
     def model_family(self) -> Family:
         """The model's, with the sizes that it is built with."""
-        return family_named(self.family)
+        family = family_named(self.family)
+        return replace(family, sizes={**family.sizes, **self.sizes})
 
     def loss_alone(self, model: nn.Module, batch: dict[str, Any], items: dict[str, Any]) -> Tensor:
         """A batch's loss in one process, by the unwrapped model."""
@@ -78,7 +82,7 @@ class Training:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Of all its parameters."""
-        return torch.optim.SGD(model.parameters(), lr=LR, momentum=self.momentum)
+        return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum)
 
     @property
     def divisor(self) -> int:
