@@ -1,7 +1,7 @@
 # Every target does its own set-up: a virtual environment, the project in it, and what the target needs.
 #
 #   make demo    fine-tune a pretrained model on long text three ways, and compare  (under 5 minutes)
-#   make test    lint, types, tests                                                 (about 15 minutes on 2 cores)
+#   make test    lint, types, tests                                                 (about 10 minutes on 2 cores)
 #   make long    1,048,576 tokens over 8 ranks, predicted beside measured                           (under 20 minutes)
 #   make gpu     tests, speed and reach on a GPU; a small run without one           (under 10 minutes)
 
