@@ -72,6 +72,10 @@ class Entry:
         arguments = self._named(args, kwargs)
         if not self._is_ours(arguments):
             return self.original(*args, **kwargs)
+        if (
+            self.runtime.parallel is not None
+        ):  # a refusal by one rank alone would leave others waiting
+            self.runtime.parallel.agree(self.model, arguments)
         self._refuse(arguments)
         if arguments.get("use_cache"):
             warn_once(self.runtime, "use_cache=True was asked for in training: memo has no cache")

@@ -183,7 +183,7 @@ class Runtime:
                 policy=policy,
                 store=self.store,
                 count=self.counts[layer.kind],
-                replay=Replay(x.device),
+                replay=Replay(x.device, salt=0 if over_ranks is None else over_ranks.rank),
                 name=f"{layer.kind} {layer.index}",
                 join=None if over_ranks is None else self._exchanging(over_ranks),
             ),

@@ -25,7 +25,8 @@ def parallelism_config(sequence_parallel: int | None = None) -> ParallelismConfi
 
     Runs of `sequence_parallel` consecutive ranks (None: all ranks of the job) are given the same
     samples, and different runs different ones: in training with shuffling, after a resume, and in
-    evaluation, whose metrics count each sample once. Steps per epoch and learning rates count
+    evaluation, whose metrics count each sample once (`compute_metrics` wants logits, and so a model
+    wrapped with `tiled_loss=False`). Steps per epoch and learning rates count
     groups, not ranks. The engine (DDP, FSDP2, DeepSpeed's ZeRO) goes on averaging over all ranks,
     as `memo.wrap` asks for. What the config changes are methods of the accelerators made with it.
 

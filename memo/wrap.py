@@ -102,7 +102,9 @@ def wrap(
             among them, which is what DDP, FSDP2 and DeepSpeed's ZeRO do over their default group:
             the average is the gradient of the mean loss over sequence groups. (An engine's own
             sequence parallelism stays off.) Calls that are not memo's, such as generation, run
-            whole on every rank.
+            whole on every rank that makes them: where some ranks of a group make one of memo's and
+            others none, these wait until the job's timeout. Logits are made where `tiled_loss` is
+            off or no labels are given; router logits are of real tokens, where some are padding.
 
     Raises:
         ValueError: for an argument that is not understood; for a plan that was made for another
@@ -144,7 +146,8 @@ def wrap(
 
 
 def unwrap(model: ModelT) -> ModelT:
-    """Restore the model as it was before `wrap`; returns the same object.
+    """Restore the model as it was before `wrap`; returns the same object. A process group that
+    `wrap` made for a number of ranks lives on, as long as `torch.distributed`'s own.
 
     Raises:
         MemoError: for a model that is not wrapped.

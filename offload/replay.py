@@ -52,6 +52,10 @@ _MIX = 0x1E3779B97F4A7C15
 """Any odd-looking number below 2**62 does; this one is from the golden ratio."""
 
 
+_SALT_BITS = 32
+"""More tiles than that a layer does not have."""
+
+
 @dataclass(slots=True)
 class Replay:
     """Random numbers and autocast of one layer call.
@@ -60,10 +64,13 @@ class Replay:
     draws, the caller's generators are left as they were, so wrapping a model without dropout
     changes no random number of the program; a layer that draws advances the CPU generator by one
     number, and its tiles' seeds follow from that one.
+
+    `salt` tells apart processes that have other tokens of one sequence and generators in one state.
     """
 
     device: torch.device
     draws: bool = False
+    salt: int = 0
     _seed: int = field(init=False)
     _autocast: AutocastState = field(init=False)
 
@@ -71,7 +78,8 @@ class Replay:
         peek = torch.Generator()
         peek.set_state(torch.get_rng_state())
         # Mixed, so as not to be the number that attention's own dropout draws.
-        self._seed = int(torch.randint(2**62, (), generator=peek)) ^ _MIX
+        number = int(torch.randint(2**62, (), generator=peek)) ^ _MIX
+        self._seed = number + (self.salt << _SALT_BITS)
         self._autocast = AutocastState.capture(self.device.type)
 
     @contextmanager

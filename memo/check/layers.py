@@ -118,8 +118,8 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 
 def _check(layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionCore) -> LayerMode:
     for name, module in layer.named_modules():
-        if getattr(module, "track_running_stats", False):
-            return LayerMode(f"{name} ({type(module).__name__}) keeps statistics over tokens")
+        if (reason := _unseen(module)) is not None:
+            return LayerMode(f"{name} ({type(module).__name__}) {reason}")
     layer, dtype = checkable(layer)
     expected, names = _gradients(layer, cast(plain, dtype), None)
     try:
@@ -130,6 +130,17 @@ def _check(layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionC
     except Exception as error:  # noqa: BLE001 - a layer's own code may fail in any way on a tile
         return LayerMode(_brief(error))
     return LayerMode(reason)
+
+
+def _unseen(module: nn.Module) -> str | None:
+    """What a few tokens in evaluation mode would not show."""
+    if getattr(module, "track_running_stats", False):
+        return "keeps statistics over tokens"
+    # Llama 4's layers without rotary embeddings (arXiv 2501.19399): the scale is 1 for the first
+    # `floor_scale` tokens (8,192) of whatever the layer is given.
+    if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
+        return "scales queries by positions that it counts in its own input"
+    return None
 
 
 def _gradients(

@@ -120,6 +120,21 @@ def check_same_settings(settings: Mapping[str, object], group: SequenceGroup) ->
             )
 
 
+def check_refusals(refusal: MemoError | None, group: SequenceGroup) -> None:
+    """Refuse on every rank what one rank refuses; all ranks call it.
+
+    Raises:
+        MemoError: `refusal`, or another rank's.
+    """
+    own = {} if refusal is None else {"refusal": str(refusal)}
+    gathered = _gathered(own, group)
+    if refusal is not None:
+        raise refusal
+    for rank, of_rank in enumerate(gathered):
+        if of_rank:
+            raise MemoError(f"on rank {rank} of the sequence group: {of_rank['refusal']}")
+
+
 def _differing(own: Mapping[str, Fingerprint], group: SequenceGroup) -> list[str]:
     gathered = _gathered(own, group)
     names = sorted({name for of_rank in gathered for name in of_rank})

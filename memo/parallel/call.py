@@ -114,12 +114,11 @@ def open_call(
     core: Core,
     store: TensorStore,
 ) -> ParallelCall:
-    """The call of `model` with these arguments, which all ranks of the group make.
+    """The call of `model` with these arguments, on which ranks of the group have agreed.
 
     Raises:
-        MemoError: for ranks that disagree, and for what cannot be shared among ranks.
+        MemoError: for what cannot be shared among ranks.
     """
-    parallel.agree(model, arguments)
     _refuse(arguments, parallel.wire.group.size)
     view = _view(arguments, parallel)
     if parallel.pads_move_positions and view.is_padded_left:

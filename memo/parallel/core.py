@@ -7,6 +7,7 @@ rank does in layers with as many heads stands in `layout.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +18,7 @@ from memo.attention.pieces import options_of
 from memo.parallel.contracts import Axes, Stored
 from memo.parallel.exchange import Fused, HeadsAxis, Owners
 from memo.parallel.layout import Exchanged, Layout, heads_of, swapped
+from memo.parallel.numbers import own_numbers
 from memo.parallel.ring import RingAxis
 from memo.parallel.ring_core import RingCore
 from memo.parallel.runs import RunsCore
@@ -57,6 +59,11 @@ class ParallelCore:
     heads_degree: int | None = None
     _layouts: dict[tuple[int, int], Layout] = field(default_factory=dict, init=False)
 
+    @property
+    def rank(self) -> int:
+        """This process's, in the group that shares the sequence."""
+        return self.wire.group.rank
+
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, ParallelState | None]:
         """See `offload.Core`.
 
@@ -67,8 +74,10 @@ class ParallelCore:
         with without_autocast(call) as cast:
             layout, fused = self._exchanged(cast)
             heads = cast.heads if fused is None else heads_of(fused)
-            o, state = layout.inner.forward(self._inner_call(layout, cast, heads), tier)
-            del heads
+            inner = self._inner_call(layout, cast, heads)
+            with own_numbers(self.rank) if options_of(inner).dropout else nullcontext():
+                o, state = layout.inner.forward(inner, tier)
+            del heads, inner
             if fused is None:
                 return o, None if state is None else ParallelState(state, None)
             held = None if tier is None else self._keep(fused, o, tier)

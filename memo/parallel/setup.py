@@ -21,6 +21,7 @@ from memo.check.capture import LayerCall, capture_calls, evaluating, some_ids
 from memo.check.difference import differs
 from memo.contracts import LayerMode, Options
 from memo.layers import LayerArguments
+from memo.parallel.agreement import check_refusals
 from memo.parallel.call import Parallel
 from memo.parallel.contracts import Stored
 from memo.parallel.groups import open_group
@@ -51,6 +52,35 @@ def set_up(
         MemoError: for a model that mixes tokens outside attention, or that cannot be told which
             positions its tokens have.
     """
+    refusal, moves = _examined(model, samples, modes)
+    wire = Wire(open_group(asked))
+    check_refusals(refusal, wire.group)
+    settings = {
+        "the model": type(model).__name__,
+        "its layers": tuple(modes),
+        "their dtype": str(next(model.parameters()).dtype),
+        "tile_tokens": options.tile_tokens or "auto",
+        "tiled_loss": options.tiled_loss,
+        "what is stored": stored.value,
+    }
+    return Parallel(wire, settings, pads_move_positions=moves, stored=stored)
+
+
+def _examined(
+    model: nn.Module, samples: dict[str, nn.Module], modes: Mapping[str, LayerMode]
+) -> tuple[MemoError | None, bool]:
+    """Why this rank finds that tokens cannot be shared, if it does, and what `check_entrance`
+    returns. Numbers decide, and ranks may be machines that round differently.
+    """
+    try:
+        check_kinds(samples, modes)
+        return None, check_entrance(model, samples)
+    except MemoError as error:
+        return error, False
+
+
+def check_kinds(samples: dict[str, nn.Module], modes: Mapping[str, LayerMode]) -> None:
+    """Raise `MemoError` for a kind of layer that needs the tokens of other ranks."""
     for kind, mode in modes.items():
         if not mode.is_tiled:
             raise MemoError(
@@ -63,17 +93,6 @@ def set_up(
                 f"layers of class {kind} cannot share a sequence among ranks: each has rotary "
                 "tables of its own that follow the sequence's length"
             )
-    moves = check_entrance(model, samples)
-    settings = {
-        "the model": type(model).__name__,
-        "its layers": tuple(modes),
-        "their dtype": str(next(model.parameters()).dtype),
-        "tile_tokens": options.tile_tokens or "auto",
-        "tiled_loss": options.tiled_loss,
-        "what is stored": stored.value,
-    }
-    wire = Wire(open_group(asked))
-    return Parallel(wire, settings, pads_move_positions=moves, stored=stored)
 
 
 def check_entrance(model: nn.Module, samples: dict[str, nn.Module]) -> bool:

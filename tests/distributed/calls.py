@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -18,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 import memo
+from memo.parallel import setup
 from memo.parallel.wire import Wire
 from memo.wrap import runtime_of
 from tests.distributed.models import averaged
@@ -96,6 +98,22 @@ def error_on_one(wire: Wire, kind: str) -> str:
     except memo.MemoError as error:
         return str(error)
     return ""
+
+
+def wrap_error_on_one(wire: Wire) -> str:
+    """What every rank is told when one finds that the model's tokens cannot be shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        if wire.group.rank == 1:
+            patch.setattr(setup, "check_entrance", _refusing)
+        try:
+            wrapped(Asked(), wire.group.size)
+        except memo.MemoError as error:
+            return str(error)
+    return ""
+
+
+def _refusing(*_: Any) -> bool:
+    raise memo.MemoError("found to be different")
 
 
 def foreign_forward(wire: Wire) -> str:

@@ -25,6 +25,8 @@ KINDS = {
     "dtype": "input_ids is not the same",
     "hidden states": "output_hidden_states is not the same",
     "items": "num_items_in_batch is not the same",
+    "attentions": "output_attentions is not the same",  # which one rank alone would refuse
+    "mask": "attention_mask is not the same",
     "training": "disagree on training: True, False, True",
 }
 
@@ -42,6 +44,10 @@ def _batch(kind: str) -> dict[str, Any]:
             batch["input_ids"] = batch["input_ids"].int()
         case "items":
             batch["num_items_in_batch"] = 8
+        case "attentions":
+            batch["output_attentions"] = True
+        case "mask":
+            batch["attention_mask"] = torch.ones(2, 1, TOKENS, TOKENS)
     return batch
 
 

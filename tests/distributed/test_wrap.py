@@ -24,6 +24,7 @@ from tests.distributed.calls import (
     losses_by_group,
     output_of,
     step_of,
+    wrap_error_on_one,
 )
 from tests.distributed.ranks import run_ranks
 from tests.families.catalogue import family_named
@@ -160,6 +161,13 @@ def test_positions_counted_from_padding_are_asked_for(tmp_path: Path) -> None:
 def test_ranks_that_differ_are_told_on_every_rank(kind: str, message: str, tmp_path: Path) -> None:
     for error in run_ranks(error_on_one, 2, tmp_path, kind):
         assert message in error
+
+
+def test_what_one_rank_refuses_all_do(tmp_path: Path) -> None:
+    own = "found to be different"
+    assert run_ranks(wrap_error_on_one, 3, tmp_path) == [
+        f"on rank 1 of the sequence group: {own}" if rank != 1 else own for rank in range(3)
+    ]
 
 
 @pytest.mark.parametrize(

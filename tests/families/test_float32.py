@@ -5,10 +5,12 @@ Scope: full sequences in a batch. Padding and packing have files of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.families.catalogue import FAMILIES, ROUTING_FAMILIES, Family
+from tests.families.catalogue import FAMILIES, ROUTING_FAMILIES, Family, family_named
 from tests.families.harness import (
     FLOOR,
     assert_same_step,
@@ -27,6 +29,16 @@ by_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: famil
 @pytest.mark.parametrize("tile_tokens", [1, 5, 64])
 def test_same_loss_and_gradients(family: Family, tile_tokens: int) -> None:
     plain, wrapped = pair(family, tile_tokens=tile_tokens)
+    batch = random_batch(2, TOKENS)
+    assert_same_step(train_step(wrapped, batch), train_step(plain, batch))
+
+
+def test_positions_that_a_layer_counts_itself() -> None:
+    """By default they matter from 8,192 tokens on, of which the self-check sees nothing."""
+    family = family_named("llama4_text")
+    sizes = {**family.sizes, "attn_temperature_tuning": True, "floor_scale": 4}
+    family = replace(family, sizes=sizes, modes=("tiled", "whole"))
+    plain, wrapped = pair(family, tile_tokens=5)
     batch = random_batch(2, TOKENS)
     assert_same_step(train_step(wrapped, batch), train_step(plain, batch))
 
