@@ -52,8 +52,8 @@ _MIX = 0x1E3779B97F4A7C15
 """Any odd-looking number below 2**62 does; this one is from the golden ratio."""
 
 
-_SALT_BITS = 32
-"""More tiles than that a layer does not have."""
+_MOST_TILES = 1 << 20
+"""Of a layer. A processor's generator takes 32 bits of a seed, the lowest."""
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Replay:
         peek.set_state(torch.get_rng_state())
         # Mixed, so as not to be the number that attention's own dropout draws.
         number = int(torch.randint(2**62, (), generator=peek)) ^ _MIX
-        self._seed = number + (self.salt << _SALT_BITS)
+        self._seed = number + self.salt * _MOST_TILES
         self._autocast = AutocastState.capture(self.device.type)
 
     @contextmanager

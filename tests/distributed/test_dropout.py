@@ -40,7 +40,7 @@ def test_no_rank_drops_what_another_does(tmp_path: Path) -> None:
 
 def _numbers(wire: Wire) -> tuple[Tensor, float]:
     """The generator's state after two steps with attention dropout, and the last loss."""
-    sizes = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36}
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4}
     family = family_named("llama")
     model = build(replace(family, sizes={**family.sizes, **sizes}))
     memo.wrap(model, tile_tokens=5, sequence_parallel=wire.group.size)
@@ -57,7 +57,7 @@ def _numbers(wire: Wire) -> tuple[Tensor, float]:
 
 
 def test_generators_go_on_together_where_ranks_have_other_numbers_of_heads(tmp_path: Path) -> None:
-    found = run_ranks(_numbers, 4, tmp_path)  # the third has heads of two kv heads
+    found = run_ranks(_numbers, 3, tmp_path)  # the first runs its heads at once, others in two runs
     for state, loss in found[1:]:
         assert torch.equal(state, found[0][0])
         assert loss == found[0][1]
