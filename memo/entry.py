@@ -72,9 +72,8 @@ class Entry:
         arguments = self._named(args, kwargs)
         if not self._is_ours(arguments):
             return self.original(*args, **kwargs)
-        if (
-            self.runtime.parallel is not None
-        ):  # a refusal by one rank alone would leave others waiting
+        # First, for what one rank alone refuses would leave the others waiting.
+        if self.runtime.parallel is not None:
             self.runtime.parallel.agree(self.model, arguments)
         self._refuse(arguments)
         if arguments.get("use_cache"):
