@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from memo.attention.interface import Seam
 from memo.loss.seam import LossSeam
 from memo.parallel.call import open_call
+from memo.positions import CACHES
 from memo.runtime import Runtime
 from memo.warning import warn_once
 from offload import MemoError
-
-_CACHES = ("past_key_values", "cache")
-"""What a cache is called: before transformers 5.24, and since."""
 
 
 class Entry:
@@ -109,7 +107,7 @@ class Entry:
         """Training, and evaluation with labels; not generation, and nothing that works with a
         cache.
         """
-        if any(arguments.get(name) is not None for name in _CACHES):
+        if any(arguments.get(name) is not None for name in CACHES):
             if torch.is_grad_enabled() and self.model.training:
                 warn_once(
                     self.runtime, "a call with past_key_values ran unwrapped: memo has no cache"

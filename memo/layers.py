@@ -18,6 +18,7 @@ from transformers.utils import output_capturing
 
 from memo.attention.interface import SplitError, TileScope
 from memo.modules import PlainForward
+from memo.positions import TokensBefore, positions_argument
 from memo.switch import Switch
 from offload import CoreCall, Tile, TileOutput
 
@@ -65,24 +66,27 @@ class HFLayer:
 
     `collects` names what `transformers` captures from submodules during this forward
     ("router_logits"): captured per tile it becomes an auxiliary output, `flat` where it came as
-    [batch * tokens, ...].
+    [batch * tokens, ...]. `first_token`: where the call's tokens begin in the sequence.
     """
 
     layer: nn.Module
     arguments: LayerArguments
     switch: Switch
     collects: tuple[str, ...] = ()
+    first_token: int = 0
     flat: dict[str, bool] = field(default_factory=dict)
     tuple_length: int | None = None
     params: Mapping[str, Tensor] = field(init=False)
     constants: Sequence[Tensor] = field(init=False)
     _plain: PlainForward = field(init=False)
+    _positions: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         # Read at each call: engines such as FSDP2 swap the parameter objects.
         self.params = dict(self.layer.named_parameters())
         self.constants = (*self.layer.buffers(), *self.arguments.tensors())
         self._plain = PlainForward(self.layer)
+        self._positions = positions_argument(self.layer)
 
     def backward_scope(self) -> AbstractContextManager[None]:
         """See `offload.SplitLayer`."""
@@ -114,6 +118,8 @@ class HFLayer:
 
     def _forward(self, x: Tensor, tile: Tile, params: Mapping[str, Tensor]) -> Any:
         args, kwargs = self.arguments.tile(tile)
+        if self._positions is not None:
+            kwargs[self._positions] = TokensBefore(self.first_token + tile.start)
         with self.switch.on():
             return self._plain.with_params(params, x, *args, **kwargs)
 

@@ -173,9 +173,10 @@ class Runtime:
             )
 
     def _run_tiled(self, layer: WrappedLayer, x: Tensor, arguments: LayerArguments) -> Any:
-        split = HFLayer(layer.module, arguments, self.switch, collected_names())
         core, policy = current_seam().core, self.policy(x, layer.module)
         over_ranks = core if isinstance(core, ParallelCore) else None
+        first = 0 if over_ranks is None else over_ranks.view.own[0]
+        split = HFLayer(layer.module, arguments, self.switch, collected_names(), first)
         outputs = run_tiled(
             TiledForward(
                 split=split,

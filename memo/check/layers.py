@@ -29,6 +29,7 @@ from memo.check.difference import differs
 from memo.check.training import training_reason
 from memo.contracts import LayerMode
 from memo.layers import HFLayer, LayerArguments
+from memo.positions import counting_soon
 from memo.switch import Switch
 from offload import (
     LayerCount,
@@ -118,29 +119,25 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 
 def _check(layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionCore) -> LayerMode:
     for name, module in layer.named_modules():
-        if (reason := _unseen(module)) is not None:
-            return LayerMode(f"{name} ({type(module).__name__}) {reason}")
+        if getattr(module, "track_running_stats", False):
+            return LayerMode(f"{name} ({type(module).__name__}) keeps statistics over tokens")
     layer, dtype = checkable(layer)
-    expected, names = _gradients(layer, cast(plain, dtype), None)
+    with counting_soon(layer):
+        return _compared(layer, cast(plain, dtype), ours, core, dtype)
+
+
+def _compared(
+    layer: nn.Module, plain: LayerCall, ours: LayerCall, core: AttentionCore, dtype: torch.dtype
+) -> LayerMode:
+    expected, names = _gradients(layer, plain, None)
     try:
         # The same input for both: that of our run has been through other kernels.
-        ours = LayerCall((plain.args[0], *ours.args[1:]), ours.kwargs)
-        got, _ = _gradients(layer, cast(ours, dtype), core)
-        reason = differs(got, expected, names, dtype) or training_reason(layer, cast(ours, dtype))
+        ours = cast(LayerCall((plain.args[0], *ours.args[1:]), ours.kwargs), dtype)
+        got, _ = _gradients(layer, ours, core)
+        reason = differs(got, expected, names, dtype) or training_reason(layer, ours)
     except Exception as error:  # noqa: BLE001 - a layer's own code may fail in any way on a tile
         return LayerMode(_brief(error))
     return LayerMode(reason)
-
-
-def _unseen(module: nn.Module) -> str | None:
-    """What a few tokens in evaluation mode would not show."""
-    if getattr(module, "track_running_stats", False):
-        return "keeps statistics over tokens"
-    # Llama 4's layers without rotary embeddings (arXiv 2501.19399): the scale is 1 for the first
-    # `floor_scale` tokens (8,192) of whatever the layer is given.
-    if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
-        return "scales queries by positions that it counts in its own input"
-    return None
 
 
 def _gradients(

@@ -114,6 +114,16 @@ def test_rotary_tables_that_follow_the_length(
     _check(grown, ranks, batch, expected, tmp_path)
 
 
+def test_positions_that_a_layer_counts_itself(tmp_path: Path) -> None:
+    family = BY_NAME["llama4_text"]
+    sizes = {**family.sizes, "attn_temperature_tuning": True, "floor_scale": 11}
+    counting = replace(family, sizes=sizes)
+    batch = random_batch(2, TOKENS)
+    expected = train_step(build(counting), batch)
+    assert abs(float(expected.loss - train_step(build(family), batch).loss)) > 1e-4
+    _check(counting, 4, batch, expected, tmp_path)
+
+
 @pytest.mark.parametrize("ranks", [2, 8])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_padded_rows(name: str, ranks: int, tmp_path: Path) -> None:

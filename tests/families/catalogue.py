@@ -198,7 +198,7 @@ _EXPERT_FAMILIES = (
             interleave_moe_layer_step=2,
             layer_types=["chunked_attention", "full_attention"],
             no_rope_layers=[1, 0],
-            attn_temperature_tuning=False,  # with it, the second kind runs whole
+            attn_temperature_tuning=False,  # it counts positions in a row, whatever documents
         ),
         modes=("tiled", "tiled"),
     ),

@@ -37,7 +37,7 @@ def test_positions_that_a_layer_counts_itself() -> None:
     """They matter from so many tokens on that the self-check sees nothing of it."""
     family = family_named("llama4_text")
     sizes = {**family.sizes, "attn_temperature_tuning": True, "floor_scale": 70}
-    family = replace(family, sizes=sizes, modes=("tiled", "whole"))
+    family = replace(family, sizes=sizes)
     plain, wrapped = pair(family, tile_tokens=5)
     batch = random_batch(2, 100)
     assert_same_step(train_step(wrapped, batch), train_step(plain, batch))
