@@ -51,7 +51,8 @@ def positions_argument(layer: nn.Module) -> str | None:
 @contextmanager
 def counting_soon(layer: nn.Module) -> Iterator[None]:
     """Positions matter among the first few tokens inside, so that a check on few sees them."""
-    before = [(module, module.floor_scale) for module in layer.modules() if _counts(module)]
+    counting: list[Any] = [module for module in layer.modules() if _counts(module)]
+    before = [(module, module.floor_scale) for module in counting]
     try:
         for module, scale in before:
             module.floor_scale = min(scale, _SOON)

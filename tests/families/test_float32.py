@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from memo import layers
 from tests.families.catalogue import FAMILIES, ROUTING_FAMILIES, Family, family_named
 from tests.families.harness import (
     FLOOR,
@@ -33,11 +34,16 @@ def test_same_loss_and_gradients(family: Family, tile_tokens: int) -> None:
     assert_same_step(train_step(wrapped, batch), train_step(plain, batch))
 
 
-def test_positions_that_a_layer_counts_itself() -> None:
-    """They matter from so many tokens on that the self-check sees nothing of it."""
+@pytest.mark.parametrize("is_told", [True, False])
+def test_positions_that_a_layer_counts_itself(
+    is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They matter from more tokens on than the self-check has; untold, it sees it all the same."""
     family = family_named("llama4_text")
     sizes = {**family.sizes, "attn_temperature_tuning": True, "floor_scale": 70}
-    family = replace(family, sizes=sizes)
+    family = replace(family, sizes=sizes, modes=("tiled", "tiled" if is_told else "whole"))
+    if not is_told:
+        monkeypatch.setattr(layers, "positions_argument", lambda _: None)
     plain, wrapped = pair(family, tile_tokens=5)
     batch = random_batch(2, 100)
     assert_same_step(train_step(wrapped, batch), train_step(plain, batch))
