@@ -164,4 +164,4 @@ def _degree(gpus: int, tokens: int, asked: int | None) -> int:
     """What was asked, or the largest that there are tokens for."""
     if asked is not None:
         return asked
-    return max((n for n in range(1, gpus + 1) if gpus % n == 0 and n <= tokens), default=gpus)
+    return next(n for n in range(min(gpus, tokens), 0, -1) if gpus % n == 0)
