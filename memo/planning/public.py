@@ -14,6 +14,7 @@ from memo.planning.request import (
     PlanRequest,
     Zero,
     check_plain,
+    check_sizes,
     named_config,
     tokens_of,
 )
@@ -157,6 +158,7 @@ def requested(
         find_longest=find_longest,
         lay_out=lay_out,
     )
+    check_sizes(request)
     return measured_here(request)
 
 
