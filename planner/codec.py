@@ -9,7 +9,7 @@ with the path as well.
 from __future__ import annotations
 
 import json
-import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -65,7 +65,9 @@ def loads(text: str, path: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except PlanError:
+        raise
+    except (ValueError, RecursionError) as error:  # Python reads no int of thousands of digits
         raise PlanError(f"{path} is not JSON: {error}") from error
 
 
@@ -136,9 +138,11 @@ def _mapping(arguments: tuple[Any, ...], data: Any, path: str) -> dict[Any, Any]
 def _scalar(kind: Any, data: Any, path: str) -> Any:
     takes = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     assert kind in takes, f"{path}: a field of type {kind} has no JSON form"
+    if type(data) in (int, float) and not abs(data) <= sys.float_info.max:  # NaN is not either
+        raise _refusal(path, data, f"{takes[kind]} within a double's range")
     if kind is float and type(data) is int:
         data = float(data)
-    if type(data) is not kind or (kind is float and not math.isfinite(data)):
+    if type(data) is not kind:
         raise _refusal(path, data, takes[kind])
     return data
 

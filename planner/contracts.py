@@ -37,6 +37,9 @@ class Placement(StrEnum):
     RECOMPUTE = "recompute"
 
 
+_TIERS = {Placement.KEEP: Tier.DEVICE, Placement.HOST: Tier.HOST, Placement.SSD: Tier.SSD}
+
+
 class Stored(StrEnum):
     """What is stored for attention's backward, where the layer's `o` is, of what ranks that share a
     sequence exchange (a rank's heads, of all tokens): nothing, so that backward exchanges q, k, v
@@ -108,6 +111,8 @@ class Workload:
                 f"sequence_parallel is {self.sequence_parallel}: takes a divisor of ranks, "
                 f"which is {self.ranks}"
             )
+        if self.zero and self.ranks == 1:
+            raise ValueError(f"zero is {self.zero}: takes 0 where ranks is 1")
 
     @property
     def layer_count(self) -> int:
@@ -143,6 +148,12 @@ class LayerSwap:
     @property
     def tile_count(self) -> int:
         return sum(self.tiles.values())
+
+    @property
+    def tiers(self) -> frozenset[Tier]:
+        """Where any of it is stored."""
+        used = (placement for placement, count in self.tiles.items() if count)
+        return frozenset((self.x, self.o, *(_TIERS[p] for p in used if p in _TIERS)))
 
     def share(self, placement: Placement) -> float:
         """The fraction of the tiles that is there; what is not RECOMPUTE is MEMO's alpha."""
@@ -203,7 +214,9 @@ class Predictions:
     reserved_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        figures = ("step_s", "compute_s", "recompute_s", "mfu", "tokens_per_s", "gap")
+        if not self.step_s > 0:
+            raise ValueError(f"step_s is {self.step_s}: takes seconds above 0")
+        figures = ("compute_s", "recompute_s", "mfu", "tokens_per_s", "gap")
         check_at_least(0, **{name: getattr(self, name) for name in figures})
         check_at_least(0, ssd_written_bytes_per_step=self.ssd_written_bytes_per_step)
         for field in ("exposed_s", "peak_bytes", "moved_bytes"):
@@ -213,8 +226,8 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A plan that fits: it was simulated, and broke no budget. `notes`: what was chosen or assumed,
-    in sentences.
+    """A plan that fits: it was simulated, one rank a GPU, and broke no budget. `notes`: what was
+    chosen or assumed, in sentences.
     """
 
     workload: Workload
@@ -232,6 +245,8 @@ class Plan:
                 f"swap.stored is {self.swap.stored}: takes {Stored.BEFORE} where no ranks share a "
                 "sequence (workload.sequence_parallel is 1)"
             )
+        _check_node(self.workload, self.hardware, self.swap)
+        _check_peaks(self.hardware, self.swap, self.predictions.peak_bytes)
 
     def check(self, workload: Workload) -> None:
         """Raise `PlanError` that names all differences when the plan was made for another workload.
@@ -298,6 +313,40 @@ class NoPlan:
     @property
     def binding(self) -> tuple[Tier, ...]:
         return tuple(tier for tier, missing in self.missing_bytes.items() if missing is not None)
+
+
+def _check_node(workload: Workload, hardware: Hardware, swap: SwapPlan) -> None:
+    if hardware.gpus != workload.ranks:
+        raise ValueError(
+            f"hardware.gpus is {hardware.gpus}: takes {workload.ranks}, as workload.ranks"
+        )
+    if hardware.disks is not None:
+        return
+    if workload.offload_optimizer == "ssd":
+        raise ValueError("workload.offload_optimizer is ssd: takes hardware.disks as well")
+    for index, layer in enumerate(swap.layers):
+        if Tier.SSD in layer.tiers:
+            raise ValueError(f"swap.layers[{index}] uses the ssd: takes hardware.disks as well")
+
+
+def _check_peaks(hardware: Hardware, swap: SwapPlan, peak_bytes: Mapping[Tier, int]) -> None:
+    """Against a rank's share of the node."""
+    for tier in Tier:
+        is_used = tier is Tier.DEVICE or any(tier in layer.tiers for layer in swap.layers)
+        if is_used and tier not in peak_bytes:
+            raise ValueError(f"predictions.peak_bytes is without {tier}: takes all that is used")
+    ssd_bytes = 0 if hardware.disks is None else hardware.disks.total_bytes
+    budgets = {
+        Tier.DEVICE: hardware.device_bytes,
+        Tier.HOST: hardware.host_bytes // hardware.gpus,
+        Tier.SSD: ssd_bytes // hardware.gpus,
+    }
+    for tier, peak in peak_bytes.items():
+        if peak > budgets[tier]:
+            raise ValueError(
+                f"predictions.peak_bytes.{tier} is {peak}: takes {budgets[tier]} at most, what "
+                "hardware has of it for a rank"
+            )
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+MOST = 10**24
+"""Of any size, and of a rate: what is computed with them stays far from where doubles end."""
+
+_LONGEST = 64
+"""Letters of a number. Python reads none of thousands of digits."""
+
 _TOKEN_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _PREFIXES = "kmgtp"
 _BYTE_UNITS: dict[str, int] = {"": 1, "b": 1} | {
@@ -21,6 +27,7 @@ _BYTE_UNITS: dict[str, int] = {"": 1, "b": 1} | {
 
 _TOKENS = re.compile(r"(\d+(?:_\d+)*)([A-Za-z]?)")
 _BYTES = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([A-Za-z]*)")
+_FRACTION = re.compile(r"(\d+\.\d+)([kmgKMG])")
 _TAKES_TOKENS = "takes a whole number of tokens above 0, such as 1_048_576, 64K or 1M (of 1024)"
 _TAKES_BYTES = "takes a size above 0 such as 80GB (decimal), 80GiB or 80G (binary)"
 _TAKES_RATE = "takes bytes a second above 0 such as 6GB/s"
@@ -33,7 +40,7 @@ def parse_tokens(text: str, name: str = "tokens") -> int:
     Raises:
         ValueError: for anything else, 0 and fractions among it; opens with `name`.
     """
-    match = _TOKENS.fullmatch(text.strip())
+    match = _match(_TOKENS, text.strip())
     unit = None if match is None else _TOKEN_UNITS.get(match[2].lower())
     if match is None or unit is None or int(match[1]) == 0:
         raise ValueError(f"{name} is {text!r}: {_TAKES_TOKENS}{_whole_instead(text)}")
@@ -112,16 +119,23 @@ def format_rate(bytes_per_s: float) -> str:
 
 
 def _scaled(amount: str, name: str, text: str, takes: str) -> Fraction:
-    match = _BYTES.fullmatch(amount)
+    match = _match(_BYTES, amount)
     unit = "" if match is None else match[2].lower()
     if match is None or unit not in _BYTE_UNITS or Fraction(match[1]) == 0:
         raise ValueError(f"{name} is {text!r}: {takes}")
-    return Fraction(match[1]) * _BYTE_UNITS[unit]
+    size = Fraction(match[1]) * _BYTE_UNITS[unit]
+    if size > MOST:
+        raise ValueError(f"{name} is {text!r}: {takes}, and {MOST:.0e} at most")
+    return size
+
+
+def _match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return pattern.fullmatch(text) if len(text) <= _LONGEST else None
 
 
 def _whole_instead(text: str) -> str:
     """`; write 1536K` for `1.5M`."""
-    match = re.fullmatch(r"(\d+\.\d+)([kmgKMG])", text.strip())
+    match = _match(_FRACTION, text.strip())
     if match is None:
         return ""
     tokens = Fraction(match[1]) * _TOKEN_UNITS[match[2].lower()]

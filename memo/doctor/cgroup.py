@@ -1,6 +1,7 @@
 """The memory limit of this process's control group, of either version.
 
-Scope: reading files. A group's limit holds for all below it, so the least of its ancestors counts.
+Scope: reading files. A group's limit holds for all below it together, so the least of its ancestors
+counts; what is left below each of them need not be least where the limit is.
 Where the process's path is not under the root (a container that shows its own group as the root),
 the root's own limit is read.
 """
@@ -26,11 +27,15 @@ class GroupLimit:
     limit_bytes: int
     used_bytes: int
 
+    @property
+    def left_bytes(self) -> int:
+        return max(self.limit_bytes - self.used_bytes, 0)
 
-def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> GroupLimit | None:
-    """The least limit above this process; None without one, and where there are no groups."""
+
+def memory_limits(root: Path = ROOT, membership: Path = MEMBERSHIP) -> tuple[GroupLimit, ...]:
+    """All limits above this process, the least one first; none where there are no groups."""
     limits = [limit for folder in _folders(root, membership) if (limit := _limit(folder))]
-    return min(limits, key=lambda limit: limit.limit_bytes, default=None)
+    return tuple(sorted(limits, key=lambda limit: limit.limit_bytes))
 
 
 def _folders(root: Path, membership: Path) -> Iterator[Path]:

@@ -23,15 +23,14 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "liburin
 def host_memory(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) -> HostMemory:
     """What the machine has, and what this process may take of it."""
     memory = psutil.virtual_memory()
-    limit = cgroup.memory_limit(root, membership)
-    if limit is None:
+    limits = cgroup.memory_limits(root, membership)
+    if not limits:
         return HostMemory(installed_bytes=memory.total, available_bytes=memory.available)
-    left_bytes = max(limit.limit_bytes - limit.used_bytes, 0)
     return HostMemory(
         installed_bytes=memory.total,
-        available_bytes=min(memory.available, left_bytes),
-        limit_bytes=limit.limit_bytes,
-        limited_by=str(limit.path),
+        available_bytes=min(memory.available, *(limit.left_bytes for limit in limits)),
+        limit_bytes=limits[0].limit_bytes,
+        limited_by=str(limits[0].path),
     )
 
 

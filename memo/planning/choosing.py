@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memo.planning.costing import Costing, traced
-from memo.planning.request import PlanRequest
+from memo.planning.request import MOST_TILES, PlanRequest
 from memo.planning.states import state_choices
 from planner.contracts import Stored, Tier
 from planner.schedule.planning import Simulated, effort, missing_for_step, plan_step
@@ -80,12 +80,17 @@ class Case:
         return self.trace(next(sizes), stored)
 
     def traces(self) -> Iterator[StepTrace]:
-        """The step as requested, and, unless the tile size was, with smaller and smaller tiles."""
-        first = self.trace()
-        yield first
-        size = tile_tokens_of(first) // SMALLER
+        """The step as requested, and, unless the tile size was, with smaller and smaller tiles, as
+        long as they are not too many.
+        """
+        trace = self.trace()
+        yield trace
+        size = tile_tokens_of(trace) // SMALLER
         while self.request.tile_tokens is None and size >= LEAST_TILE_TOKENS:
-            yield self.trace(size)
+            if SMALLER * tiles_of(trace) > MOST_TILES:
+                return
+            trace = self.trace(size)
+            yield trace
             size //= SMALLER
 
     def leanest_trace(self) -> StepTrace:
@@ -134,6 +139,12 @@ def missing(case: Case) -> Mapping[Tier, int | None]:
 def tile_tokens_of(trace: StepTrace) -> int:
     """Of the layers that are tiled; the length of the sequence where none is."""
     return min(layer.tile_tokens for layer in trace.layers)
+
+
+def tiles_of(trace: StepTrace) -> int:
+    """Of all layers together."""
+    tiles = {layer.name: layer.tiles for layer in trace.layers}
+    return sum(tiles[name] for name in trace.order)
 
 
 def _states_fit(costing: Costing, trace: StepTrace, budgets: Budgets) -> bool:

@@ -18,7 +18,7 @@ from memo.planning.live import LiveModel
 from memo.planning.machine import machine_of
 from memo.planning.making import make
 from memo.planning.measured import measured_here
-from memo.planning.request import PlanRequest, tokens_of
+from memo.planning.request import PlanRequest, check_sizes, tokens_of
 from offload import MemoError
 from planner.contracts import NoPlan, Plan
 
@@ -66,6 +66,7 @@ def plan_here(root: PreTrainedModel, live: LiveModel, asked: Asked) -> Plan:
         find_longest=False,
         lay_out=False,
     )
+    check_sizes(request)
     request = measured_here(request)
     result = make(request).result
     if isinstance(result, NoPlan):

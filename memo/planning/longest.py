@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memo.planning.choosing import Case, choose, leanest, tile_tokens_of
+from memo.planning.choosing import Case, choose, leanest, tile_tokens_of, tiles_of
 from memo.planning.costing import Costing, local_tokens
 from memo.planning.lengths import Lengths, confirmed
-from memo.planning.request import PlanRequest
+from memo.planning.request import MOST_TILES, PlanRequest
 from planner.schedule.planning import excess_bytes, longest_tokens
 from planner.schedule.simulation import simulate
 from planner.swap.contracts import Budgets, Rates, StepCost
@@ -29,7 +29,7 @@ SHORTER = 16
 """By which the length is divided where nothing is found from the one that was asked."""
 
 MOST = 64
-"""How many times the length asked is looked at, at most."""
+"""How many times the length asked is looked at, at most, if the tiles are not too many."""
 
 _ROUNDS = 3
 """Of tightening, where the simulation holds more than the program saw."""
@@ -41,7 +41,8 @@ _SEARCH = Search(gap=1.0)
 
 def find_longest(case: Case, *, fits: bool) -> int:
     """The longest sequence, to about a 16th of its length or better, and at most 64 times
-    it; 0 when none was found. `fits`: whether the request's own length does.
+    it, or fewer with very many tiles; 0 when none was found. `fits`: whether the request's own
+    length does.
 
     Raises:
         SolverError: when no solver is there, or it failed.
@@ -59,7 +60,7 @@ def find_longest(case: Case, *, fits: bool) -> int:
         may_fit,
         start_tokens=2 * request.tokens if fits else max(unit, request.tokens // 2),
         unit_tokens=unit,
-        most_tokens=MOST * request.tokens,
+        most_tokens=_most(trace) * request.tokens,
     )
     least = request.tokens if fits else 0
     step = max(unit, guess // PRECISION)
@@ -69,6 +70,11 @@ def find_longest(case: Case, *, fits: bool) -> int:
         shorter, lambda tokens: _fits(case, trace, tokens), unit_tokens=step
     )
     return max(found or 0, least) or _much_shorter(request)
+
+
+def _most(trace: StepTrace) -> int:
+    """Times the length asked that are looked at, in tiles as large."""
+    return max(1, min(MOST, MOST_TILES // tiles_of(trace)))
 
 
 def _much_shorter(request: PlanRequest) -> int:

@@ -5,19 +5,23 @@ Scope: from what a user says of GPUs, memory and disks to a `Hardware`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from memo.doctor.hardware import hardware_of, shared_memory
 from memo.doctor.probe import probe_machine
 from memo.tracing.runtime import DeviceKind
 from planner.hardware import Disks, Hardware, named_hardware, parse_disks
-from planner.sizes import parse_bytes, parse_rate
+from planner.sizes import MOST, parse_bytes, parse_rate
 
 Size = int | str
 """Bytes, or a size as people write it: `80GB`, `1TiB`."""
 
 TERABYTE = 10**12
+
+_MOST_TBW = MOST // TERABYTE
+
+MOST_GPUS = 1 << 20
+"""Of a node: numbers up to it are tried for divisors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,8 @@ def find_node(said: NodeArguments) -> Node:
             one thing.
         MemoError: when this machine's speed cannot be told.
     """
-    if type(said.gpus) is not int or said.gpus < 1:
-        raise ValueError(f"gpus is {said.gpus!r}: takes a whole number of 1 or more")
+    if type(said.gpus) is not int or not 1 <= said.gpus <= MOST_GPUS:
+        raise ValueError(f"gpus is {said.gpus!r}: takes a whole number from 1 to {MOST_GPUS}")
     if said.hardware is not None:
         return Node(_described(said, said.hardware), "cuda")
     node = Node(_named(said, said.gpu), "cuda") if said.gpu is not None else _probed(said)
@@ -68,8 +72,10 @@ def _enduring(hardware: Hardware, endurance_tbw: float | None) -> Hardware:
     """Each disk with its share of what may be written."""
     if endurance_tbw is None:
         return hardware
-    if not (endurance_tbw > 0 and math.isfinite(endurance_tbw)):
-        raise ValueError(f"endurance_tbw is {endurance_tbw}: takes terabytes above 0")
+    if not 0 < endurance_tbw <= _MOST_TBW:
+        raise ValueError(
+            f"endurance_tbw is {endurance_tbw}: takes terabytes above 0, {_MOST_TBW:.0e} at most"
+        )
     if hardware.disks is None:
         raise ValueError("endurance_tbw is given, and no ssd: takes both")
     each = max(1, round(endurance_tbw * TERABYTE / hardware.disks.count))
@@ -80,6 +86,8 @@ def _described(said: NodeArguments, hardware: Hardware) -> Hardware:
     names = ("gpu", "gpu_memory", "host_memory", "ssd", "pcie", "endurance_tbw")
     for name in (name for name in names if getattr(said, name) is not None):
         raise ValueError(f"{name} is given beside hardware, which says it already: takes one")
+    if hardware.gpus > MOST_GPUS:
+        raise ValueError(f"hardware.gpus is {hardware.gpus}: takes {MOST_GPUS} at most")
     if said.gpus not in (1, hardware.gpus):
         raise ValueError(f"gpus is {said.gpus}: hardware has {hardware.gpus}")
     return hardware

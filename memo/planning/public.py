@@ -14,6 +14,7 @@ from memo.planning.request import (
     PlanRequest,
     Zero,
     check_plain,
+    check_sizes,
     named_config,
     tokens_of,
 )
@@ -157,6 +158,7 @@ def requested(
         find_longest=find_longest,
         lay_out=lay_out,
     )
+    check_sizes(request)
     return measured_here(request)
 
 
@@ -164,4 +166,4 @@ def _degree(gpus: int, tokens: int, asked: int | None) -> int:
     """What was asked, or the largest that there are tokens for."""
     if asked is not None:
         return asked
-    return max((n for n in range(1, gpus + 1) if gpus % n == 0 and n <= tokens), default=gpus)
+    return next(n for n in range(min(gpus, tokens), 0, -1) if gpus % n == 0)

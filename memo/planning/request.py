@@ -27,6 +27,13 @@ DTYPES = ("bfloat16", "float16", "float32")
 STEP_TOLERANCE = 0.01
 """Chosen: hardly anybody sees a hundredth of a step, and what is written wears disks out."""
 
+MOST_TOKENS = 1 << 26
+"""Of a GPU's step, all sequences together. The planner looks at 64 times as many, too, and torch
+counts elements in 64 bits."""
+
+MOST_TILES = 1 << 20
+"""Of all layers together. Each is simulated: so many take a minute and gigabytes."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRequest:
@@ -130,6 +137,29 @@ def check_plain(
         _check_word("offload_optimizer", offload_optimizer, get_args(OffloadOptimizer))
     if sequence_parallel is not None:
         check_shared(tokens, sequence_parallel)
+
+
+def check_sizes(request: PlanRequest) -> None:
+    """Check that its plan can be made in about a minute.
+
+    Raises:
+        ValueError: for too many tokens on each GPU, or too many tiles of a size that was asked for.
+    """
+    local_tokens = -(-request.tokens // request.sequence_parallel)
+    if local_tokens * request.batch > MOST_TOKENS:
+        raise ValueError(
+            f"tokens is {request.tokens}: takes {MOST_TOKENS:,} of a step on each GPU at most, and "
+            f"those are {request.batch} x {local_tokens}"
+        )
+    if request.tile_tokens is None:
+        return
+    layers = int(getattr(request.config.get_text_config(), "num_hidden_layers", 1) or 1)
+    tiles = -(-local_tokens // request.tile_tokens) * layers
+    if tiles > MOST_TILES:
+        raise ValueError(
+            f"tile_tokens is {request.tile_tokens}: all layers together take {MOST_TILES:,} tiles "
+            f"on each GPU at most, and those are {tiles:,}"
+        )
 
 
 def check_shared(tokens: int, sequence_parallel: int, name: str = "tokens") -> None:

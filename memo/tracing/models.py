@@ -15,14 +15,23 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+from transformers.utils import CONFIG_NAME
 
 from offload import MemoError
 from planner.contracts import Train
 
 LORA_RANK = 16
+
+_REFUSALS = (
+    *(OSError, ValueError, KeyError, AttributeError, TypeError, ArithmeticError),
+    StrictDataclassError,
+)
+"""Of a config: not found, not JSON, of no family; of another shape; a field of another type; and
+whatever comes of computing with a field that is out of range."""
 
 
 def load_config(model: str | Path | PreTrainedConfig) -> PreTrainedConfig:
@@ -30,16 +39,38 @@ def load_config(model: str | Path | PreTrainedConfig) -> PreTrainedConfig:
     the Hugging Face hub. No weights are loaded.
 
     Raises:
-        ValueError: when there is none; suggests names of families that are alike.
+        ValueError: when there is none, with names of families that are alike, and when there is one
+            that transformers does not take, with what it says of it.
     """
     if isinstance(model, PreTrainedConfig):
         return model
     try:
         config = AutoConfig.from_pretrained(str(model))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(_unknown(str(model))) from error
+    except _REFUSALS as error:
+        raise ValueError(_refused(str(model), error)) from error
     assert isinstance(config, PreTrainedConfig)
     return config
+
+
+def _refused(name: str, error: Exception) -> str:
+    if not _is_there(name) and isinstance(error, OSError | HFValidationError):
+        return _unknown(name)
+    return f"model {name!r}: transformers does not take its config: {_told(error)}"
+
+
+def _is_there(name: str) -> bool:
+    path = Path(name)
+    return path.is_file() or (path / CONFIG_NAME).is_file()
+
+
+def _told(error: Exception) -> str:
+    """In one line, without the advice that follows an empty one; errors of Python's own say little
+    without their kind.
+    """
+    text = " ".join(str(error).partition("\n\n")[0].split())
+    if isinstance(error, OSError | ValueError | StrictDataclassError):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
 def _unknown(name: str) -> str:
@@ -58,17 +89,30 @@ def fake_model(config: PreTrainedConfig, dtype: torch.dtype, *, train: Train = "
     package peft makes them).
 
     Raises:
-        MemoError: for a config that transformers has no causal LM for, or without peft.
+        MemoError: for a config that transformers has no causal LM for, or makes none of, or without
+            peft.
     """
     text = copy.deepcopy(config.get_text_config())  # a model writes its dtype into its config
-    try:
+    with refusals_told(config):
         with without_initialising():
             model = AutoModelForCausalLM.from_config(text, dtype=dtype)
         model.tie_weights()  # is left out with the initialising
-    except ValueError as error:
-        raise MemoError(f"{type(config).__name__} is of no causal LM: {error}") from error
     result: nn.Module = _with_adapters(model) if train == "lora" else model
     return result.train()
+
+
+@contextmanager
+def refusals_told(config: PreTrainedConfig) -> Iterator[None]:
+    """A model is made of `config` inside.
+
+    Raises:
+        MemoError: when transformers does not make one, or torch none of its sizes.
+    """
+    try:
+        yield
+    except (*_REFUSALS, RuntimeError, AssertionError) as error:
+        name = type(config).__name__
+        raise MemoError(f"no causal LM can be made of a {name}: {_told(error)}") from error
 
 
 @contextmanager

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from memo.kinds import find_layers
-from memo.tracing.models import without_initialising
+from memo.tracing.models import refusals_told, without_initialising
 from memo.wrap import _root
-from offload import MemoError
 
 _SPREAD = 0.02
 """Of weights: what most configs have as `initializer_range`."""
@@ -40,15 +39,13 @@ class SampledModel:
         """The causal LM of a config, in training mode.
 
         Raises:
-            MemoError: for a config that transformers has no causal LM for.
+            MemoError: for a config that transformers has no causal LM for, or makes none of.
         """
         text = copy.deepcopy(config.get_text_config())  # a model writes its dtype into its config
-        try:
+        with refusals_told(config):
             with _weights_on_meta(), without_initialising():
                 model: nn.Module = AutoModelForCausalLM.from_config(text, dtype=dtype)
             model.tie_weights()  # type: ignore[operator]  # is left out with the initialising
-        except ValueError as error:
-            raise MemoError(f"{type(config).__name__} is of no causal LM: {error}") from error
         return cls(model.train(), tuple(_run_modules(model)))
 
     @property

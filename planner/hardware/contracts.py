@@ -7,9 +7,10 @@ are stated per direction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from planner.sizes import MOST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +96,7 @@ class Hardware:
         if not self.peak_flops_per_s:
             raise ValueError("peak_flops_per_s is empty: takes a rate for one dtype or more")
         for dtype, rate in self.peak_flops_per_s.items():
-            if not (rate > 0 and math.isfinite(rate)):
-                raise ValueError(f"peak_flops_per_s.{dtype} is {rate}: takes a number above 0")
+            _check_figure(f"peak_flops_per_s.{dtype}", rate)
 
     def peak(self, dtype: str) -> float:
         """Dense FLOP/s of one device.
@@ -112,6 +112,9 @@ class Hardware:
 
 def _check_positive(owner: object, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} is {value}: takes a number above 0")
+        _check_figure(name, getattr(owner, name))
+
+
+def _check_figure(name: str, value: float) -> None:
+    if not 0 < value <= MOST:  # NaN is not; no isfinite, which takes no int beyond a double
+        raise ValueError(f"{name} is {value}: takes a number above 0, {MOST:.0e} at most")

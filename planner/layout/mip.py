@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 import pulp
@@ -26,6 +26,10 @@ MOST_PAIRS = 400
 
 TOLERANCE = 1e-6
 """Of solvers, relative: what they call optimal is so within this share of the objective."""
+
+MOST_UNITS = 1 << 40
+"""Of a height. Binaries may be off by a solver's tolerance (HiGHS: 1e-6), and buffers then overlap
+by that share of the height; of more than this, doubles hardly tell what is left of a unit."""
 
 Pair = tuple[int, int]
 
@@ -54,9 +58,13 @@ def solve_mip(sections: Sections, *, lower: int, height: int, time_limit_s: floa
     if not outcome.is_solved:
         return Answer(None, lower)
     offsets = _stack(sections, pairs, below)
+    if offsets is None:
+        return Answer(None, lower)
     found = sections.height(offsets)
     if outcome.status is Status.OPTIMAL:
-        lower = max(lower, math.ceil(found * (1 - TOLERANCE)))
+        assert outcome.objective is not None
+        # Pushed down it may be higher: what overlapped by the tolerance does so no longer.
+        lower = max(lower, math.ceil(min(found, outcome.objective) * (1 - TOLERANCE)))
     return Answer(offsets if found < height else None, lower)
 
 
@@ -121,20 +129,31 @@ def _symmetric(sections: Sections, pairs: list[Pair]) -> list[Pair]:
     return [max(pairs, key=lambda pair: int(sections.sizes[list(pair)].sum()))]
 
 
-def _stack(sections: Sections, pairs: list[Pair], below: dict[Pair, pulp.LpVariable]) -> Ints:
-    """Push every buffer down onto what lies below it, in the order of the solver's offsets."""
+def _stack(
+    sections: Sections, pairs: list[Pair], below: dict[Pair, pulp.LpVariable]
+) -> Ints | None:
+    """Push every buffer down onto what lies below it, in the order of the solver's offsets; None
+    where that goes round in a circle: buffers that are smaller than the solver's tolerance is of
+    the height.
+    """
     under: list[list[int]] = [[] for _ in range(sections.buffers)]
     for one, other in pairs:
         low, high = (one, other) if round(below[one, other].varValue) else (other, one)
         under[high].append(low)
+    order = _bottom_up(under)
+    if order is None:
+        return None
     offsets = np.full(sections.buffers, -1, np.int64)
-    for index in _bottom_up(under):
+    for index in order:
         alignment = int(sections.alignments[index])
         floor = max((int(offsets[low] + sections.sizes[low]) for low in under[index]), default=0)
         offsets[index] = -(-floor // alignment) * alignment
     return offsets
 
 
-def _bottom_up(under: list[list[int]]) -> list[int]:
-    """Order the buffers so that each comes after what lies under it."""
-    return list(TopologicalSorter(dict(enumerate(under))).static_order())
+def _bottom_up(under: list[list[int]]) -> list[int] | None:
+    """Order the buffers so that each comes after what lies under it; None where none does."""
+    try:
+        return list(TopologicalSorter(dict(enumerate(under))).static_order())
+    except CycleError:
+        return None

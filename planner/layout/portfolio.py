@@ -16,7 +16,7 @@ from planner.layout.greedy import orders, place_in_order
 from planner.layout.incumbent import Incumbent
 from planner.layout.minimise import minimise
 from planner.layout.mip import MOST_PAIRS as MOST_MIP_PAIRS
-from planner.layout.mip import solve_mip
+from planner.layout.mip import MOST_UNITS, solve_mip
 from planner.layout.sections import Ints, cut_sections, to_layout
 from planner.layout.validator import violations
 from planner.swap.solver import SolverError, installed_solvers
@@ -152,7 +152,8 @@ class _Run:
         return Solution(layout, incumbent.lower * unit, incumbent.solver, solve_s)
 
     def _may_ask_mip(self, pairs: int) -> bool:
-        return pairs <= MOST_MIP_PAIRS and bool(installed_solvers())
+        is_small = pairs <= MOST_MIP_PAIRS and self._incumbent.height <= MOST_UNITS
+        return is_small and bool(installed_solvers())
 
     def _place(self, stage: str, order: Ints, *, best_fit: bool) -> None:
         self._stage = stage

@@ -363,7 +363,8 @@ def _as_if_planned_for(model: PreTrainedModel, zero: Any) -> None:
     runtime = runtime_of(model)
     assert runtime.forecast is not None
     plan = runtime.forecast.plan
-    plan = replace(plan, workload=replace(plan.workload, zero=zero, ranks=2))
+    workload = replace(plan.workload, zero=zero, ranks=2)
+    plan = replace(plan, workload=workload, hardware=replace(plan.hardware, gpus=2))
     runtime.forecast = replace(runtime.forecast, plan=plan)
 
 

@@ -64,7 +64,7 @@ PREDICTIONS = Predictions(
     exposed_s={Lane.D2H: 0.25, Lane.SSD_READ: 0.0},
     mfu=0.523,
     tokens_per_s=1712.7,
-    peak_bytes={Tier.DEVICE: 79 * 10**9, Tier.HOST: 10**12},
+    peak_bytes={Tier.DEVICE: 79 * 10**9, Tier.HOST: 10**11, Tier.SSD: 10**12},
     moved_bytes={Lane.D2H: 10**12},
     ssd_written_bytes_per_step=10**11,
     binding=("device memory",),
@@ -96,6 +96,17 @@ def test_what_only_ranks_exchange_cannot_be_stored_alone() -> None:
         replace(PLAN, workload=replace(WORKLOAD, sequence_parallel=1), swap=swap)
 
 
+def test_what_is_where_there_is_nothing_is_refused() -> None:
+    no_disk = replace(HARDWARE, disks=None)
+    kept = replace(SWAP, layers=SWAP.layers[2:] * 3)
+    peaks = replace(PREDICTIONS, peak_bytes={Tier.DEVICE: 1, Tier.SSD: 0})
+    plan = replace(PLAN, hardware=no_disk, swap=kept, predictions=peaks)
+    with pytest.raises(ValueError, match=r"^workload\.offload_optimizer is ssd: takes hardware"):
+        replace(plan, workload=replace(WORKLOAD, offload_optimizer="ssd"))
+    with pytest.raises(ValueError, match=r"^zero is 3: takes 0 where ranks is 1$"):
+        replace(WORKLOAD, ranks=1, sequence_parallel=1)
+
+
 def test_a_plan_comes_back_from_a_file(tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == PLAN
@@ -103,7 +114,7 @@ def test_a_plan_comes_back_from_a_file(tmp_path: Path) -> None:
 
 @given(
     tokens=st.integers(1, 1 << 40),
-    step_s=st.floats(0, 1e12),
+    step_s=st.floats(0, 1e12, exclude_min=True),
     counts=st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any),
     binding=st.lists(st.text(), max_size=3),
 )
@@ -167,10 +178,28 @@ DAMAGE: list[tuple[Callable[[Any], None], str]] = [
     (_set("swap", "layers", 1, "x", to="recompute"), "plan.swap.layers[1].x is 'recompute'"),
     (_set("swap", "in_flight_bytes", to=-1), "plan.swap.in_flight_bytes is -1"),
     (_set("predictions", "step_s", to="long"), "plan.predictions.step_s is 'long': takes a number"),
+    (_set("predictions", "step_s", to=0), "plan.predictions.step_s is 0.0: takes seconds above 0"),
+    (_set("predictions", "peak_bytes", to={}), "plan.predictions.peak_bytes is without device"),
+    (_without("predictions", "peak_bytes", "host"), "predictions.peak_bytes is without host"),
+    (_without("predictions", "peak_bytes", "ssd"), "predictions.peak_bytes is without ssd"),
+    (
+        _set("predictions", "peak_bytes", "device", to=80 * 10**9 + 1),
+        "plan.predictions.peak_bytes.device is 80000000001: takes 80000000000 at most",
+    ),
+    (
+        _set("predictions", "peak_bytes", "host", to=25 * 10**10 + 1),
+        "plan.predictions.peak_bytes.host is 250000000001: takes 250000000000 at most",
+    ),
+    (
+        _set("predictions", "peak_bytes", "ssd", to=7 * 10**12 + 1),
+        "plan.predictions.peak_bytes.ssd is 7000000000001: takes 7000000000000 at most",
+    ),
     (_set("predictions", "mfu", to=-0.5), "plan.predictions.mfu is -0.5"),
     (_set("predictions", "binding", to=[1]), "plan.predictions.binding[0] is 1: takes a string"),
     (_set("predictions", "exposed_s", "d2h", to=-1), "plan.predictions.exposed_s.d2h is -1"),
     (_set("hardware", "device_bytes", to=0), "plan.hardware.device_bytes is 0"),
+    (_set("hardware", "gpus", to=4), "plan.hardware.gpus is 4: takes 8, as workload.ranks"),
+    (_set("hardware", "disks", to=None), "plan.swap.layers[0] uses the ssd: takes hardware.disks"),
     (_set("hardware", "disks", "count", to=0), "plan.hardware.disks.count is 0"),
     (_set("hardware", "peak_flops_per_s", "bfloat16", to=0), "plan.hardware.peak_flops_per_s"),
 ]
@@ -203,6 +232,21 @@ def test_what_is_no_plan_is_refused_with_the_field(
 def test_what_is_no_json_is_refused(text: str, says: str) -> None:
     with pytest.raises(PlanError, match=says):
         Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("was", "said", "says"),
+    [
+        ('"step_s": 612.25', '"step_s": 1' + "0" * 309, r"plan\.predictions\.step_s is 1000"),
+        ('"device_bytes": 80000000000', '"device_bytes": 1' + "0" * 309, "device_bytes is 1000"),
+        ('"device_bytes": 80000000000', '"device_bytes": 1' + "0" * 30, "takes a number above 0"),
+        ('"host_bytes": 2000000000000', '"host_bytes": 1' + "0" * 4300, "not JSON"),
+    ],
+)
+def test_a_number_that_is_too_large_is_refused(was: str, said: str, says: str) -> None:
+    assert was in PLAN.to_json()
+    with pytest.raises(PlanError, match=says):
+        Plan.from_json(PLAN.to_json().replace(was, said))
 
 
 def test_a_number_that_is_none_is_refused() -> None:

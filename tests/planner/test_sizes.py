@@ -121,6 +121,18 @@ def test_bytes_that_are_none_are_refused(text: str) -> None:
         parse_bytes(text, "--host-memory")
 
 
+@pytest.mark.parametrize("digits", [25, 310, 5000])
+def test_sizes_that_nobody_has_are_refused(digits: int) -> None:
+    number = "9" * digits
+    with pytest.raises(ValueError, match=r"^--host-memory is .*takes a size above 0"):
+        parse_bytes(number, "--host-memory")
+    with pytest.raises(ValueError, match=r"^--pcie is .*takes bytes a second"):
+        parse_rate(f"{number}B/s", "--pcie")
+    for text in (f"{number}.5K", "9" * 5000):
+        with pytest.raises(ValueError, match=r"^tokens is .*takes a whole number"):
+            parse_tokens(text)
+
+
 def test_rates_are_read() -> None:
     assert parse_rate("6GB/s") == 6e9
     assert parse_rate("32 GB/s") == 32e9

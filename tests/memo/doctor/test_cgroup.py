@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memo.doctor.cgroup import GroupLimit, memory_limit
+from memo.doctor.cgroup import GroupLimit, memory_limits
 from memo.doctor.host import host_memory
 
 GIB = 2**30
@@ -21,7 +21,7 @@ def write(root: Path, files: dict[str, object]) -> None:
 
 
 class Tree:
-    """A root and a membership file, and the limit that is read from them."""
+    """A root and a membership file, and the least limit that is read from them."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.membership = folder / "cgroup", folder / "self"
@@ -29,7 +29,7 @@ class Tree:
     def limit(self, membership: str, files: dict[str, object]) -> GroupLimit | None:
         self.membership.write_text(membership, encoding="utf-8")
         write(self.root, files)
-        return memory_limit(self.root, self.membership)
+        return next(iter(memory_limits(self.root, self.membership)), None)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_without_a_limit_there_is_none(
 
 
 def test_without_groups_there_is_none(tmp_path: Path) -> None:
-    assert memory_limit(tmp_path / "no", tmp_path / "neither") is None
+    assert memory_limits(tmp_path / "no", tmp_path / "neither") == ()
 
 
 def test_host_memory_is_the_smaller_of_the_two(tree: Tree) -> None:
@@ -114,6 +114,15 @@ def test_host_memory_is_the_smaller_of_the_two(tree: Tree) -> None:
     assert host.installed_bytes > GIB
     assert host.available_bytes == GIB - GIB // 4
     assert host.limited_by == str(tree.root / "job")
+
+
+def test_what_is_left_may_be_least_in_a_group_with_a_larger_limit(tree: Tree) -> None:
+    parent = {"a/memory.max": 10 * GIB, "a/memory.current": 10 * GIB - 5 * 2**20}
+    own = {"a/b/memory.max": 8 * GIB, "a/b/memory.current": GIB}
+    tree.limit("0::/a/b\n", {**parent, **own})
+    host = host_memory(tree.root, tree.membership)
+    assert (host.limit_bytes, host.limited_by) == (8 * GIB, str(tree.root / "a/b"))
+    assert host.available_bytes == 5 * 2**20
 
 
 def test_a_limit_beyond_the_machine_does_not_bind(tree: Tree) -> None:

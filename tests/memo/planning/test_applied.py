@@ -134,7 +134,7 @@ def test_a_whole_layers_x_stays_with_it() -> None:
 def test_what_is_missing_of_the_host_and_the_ssd_is_the_nodes(
     ranks: int, device: str, host: str, ssd: str
 ) -> None:
-    work = replace(WORK, ranks=ranks, sequence_parallel=ranks)
+    work = replace(WORK, ranks=ranks, sequence_parallel=ranks, zero=0)
     missing = {Tier.DEVICE: 10**9, Tier.HOST: 3 * 10**9, Tier.SSD: 5 * 10**9}
     none = NoPlan(workload=work, hardware=PLAN.hardware, missing_bytes=missing, longest_tokens=1024)
     with pytest.raises(PlanError) as told:
@@ -162,7 +162,7 @@ def _sharded() -> list[nn.Module]:
 
 def _planned_for(zero: Any, ranks: int) -> Plan:
     work = replace(WORK, zero=zero, ranks=ranks, sequence_parallel=1)
-    return replace(PLAN, workload=work)
+    return replace(PLAN, workload=work, hardware=replace(PLAN.hardware, gpus=ranks))
 
 
 @pytest.mark.parametrize("divided", [_parts, _sharded], ids=["zero", "fsdp"])
@@ -175,7 +175,7 @@ def test_parameters_divided_as_planned_need_no_word(divided: Any) -> None:
         assert told is not None
         assert f"whole on each of 2 ranks (zero={zero})" in told
     for layers in (whole, divided()):
-        assert division_note(_planned_for(3, 1), layers) is None, "one rank has all"
+        assert division_note(_planned_for(0, 1), layers) is None, "one rank has all"
 
 
 def test_whole_parameters_are_refused_where_stage_3_was_planned() -> None:
@@ -212,7 +212,7 @@ def test_an_engines_writes_are_not_the_runtimes(zero: Any, dtype: str, each: int
     told = replace(
         PLAN.predictions,
         ssd_written_bytes_per_step=each * own + 1000,
-        peak_bytes={Tier.DEVICE: 7, Tier.SSD: each * own + 50},
+        peak_bytes={Tier.DEVICE: 7, Tier.HOST: 0, Tier.SSD: each * own + 50},
     )
     forecast = forecast_of(replace(PLAN, workload=work, predictions=told), _live())
     assert forecast.ssd_written_bytes == 1000
@@ -221,7 +221,7 @@ def test_an_engines_writes_are_not_the_runtimes(zero: Any, dtype: str, each: int
 
 def test_the_hosts_limit_has_room_for_alignment_and_keeps_the_budget() -> None:
     plan = _with(LayerSwap(tiles={Placement.HOST: 13}, x=Tier.HOST, o=Tier.HOST))
-    peaks = {Tier.HOST: 1 << 30}
+    peaks = {Tier.DEVICE: 7, Tier.HOST: 1 << 30}
     plan = replace(plan, predictions=replace(plan.predictions, peak_bytes=peaks))
     plan = replace(plan, workload=replace(plan.workload, offload_optimizer="none"))
     limit = options_of(plan, _live()).host_bytes

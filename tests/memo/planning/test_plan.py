@@ -8,9 +8,11 @@ from typing import Any, NoReturn
 import pytest
 
 from memo.doctor.contracts import ComputeRate, HostMemory, Machine
+from memo.planning import choosing, longest, public
 from memo.planning import node as node_module
-from memo.planning import public
+from memo.planning.choosing import Case, tiles_of
 from memo.planning.figures import wear_of
+from memo.planning.longest import find_longest
 from memo.planning.making import Outcome
 from memo.planning.node import NodeArguments, find_node
 from memo.planning.public import plan
@@ -32,6 +34,7 @@ from tests.memo.planning.common import (
     llama,
     machine,
     planned,
+    request,
 )
 
 TOKENS = 3000
@@ -194,7 +197,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tokens": -5}, "tokens is -5"),
     ({"tokens": "1.5M"}, "tokens is '1.5M'.*write 1536K"),
     ({"tokens": True}, "tokens is True"),
+    ({"tokens": "9999999999G"}, r"tokens is 10737418238926258176: .* 1 x 10737418238926258176"),
+    ({"tokens": 1 << 27}, "tokens is 134217728: takes 67,108,864 of a step on each GPU at most"),
+    ({"batch": 1 << 60}, "tokens is 4096: .* those are 1152921504606846976 x 4096"),
+    ({"tokens": "1M", "tile_tokens": 1}, r"tile_tokens is 1: .* and those are 6,291,456"),
     ({"gpus": 0}, "gpus is 0"),
+    ({"gpus": 10**12}, "gpus is 1000000000000: takes a whole number from 1 to 1048576"),
     ({"gpu": "h100-96gb"}, "gpu is 'h100-96gb'.*did you mean h100-80gb"),
     ({"host_memory": "0GB"}, "host_memory is '0GB'"),
     ({"host_memory": None}, "host_memory is not given"),
@@ -214,6 +222,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"step_tolerance": 1.0}, "step_tolerance is 1.0"),
     ({"endurance_tbw": 100.0}, "endurance_tbw is given, and no ssd"),
     ({"endurance_tbw": 0.0, "ssd": "1TB@1GB/s"}, "endurance_tbw is 0.0"),
+    ({"endurance_tbw": 1e300, "ssd": "1TB@1GB/s"}, r"endurance_tbw is 1e\+300"),
+    ({"host_memory": "9" * 310}, "host_memory is '9"),
+    ({"pcie": "9" * 310 + "B/s"}, "pcie is '9"),
     ({"pcie": "32Gb/s"}, "pcie is '32Gb/s'.*capital B"),
     ({"batch": 0}, "batch is 0"),
     ({"tile_tokens": 0}, "tile_tokens is 0"),
@@ -392,3 +403,27 @@ def _said(**changes: Any) -> NodeArguments:
     nothing = dict.fromkeys(("gpu", "gpu_memory", "host_memory", "ssd", "pcie", "hardware"))
     arguments: dict[str, Any] = {"gpus": 1, "dtype": "bfloat16", **nothing, **changes}
     return NodeArguments(**arguments)
+
+
+def test_tiles_are_not_made_smaller_or_longer_sequences_sought_beyond_what_can_be_simulated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = llama(num_hidden_layers=2)
+    asked = request(machine(), config=config, tile_tokens=None, tokens=1 << 12)
+    case = Case(asked)
+    every = list(case.traces())
+    most = tiles_of(every[-1]) - 1
+    monkeypatch.setattr(choosing, "MOST_TILES", most)
+    assert list(case.traces()) == every[:-1]
+    monkeypatch.setattr(longest, "MOST_TILES", most)
+    told: list[int] = []
+
+    def looked(*_: object, most_tokens: int, **__: object) -> int:
+        told.append(most_tokens)
+        return 0
+
+    monkeypatch.setattr(longest, "longest_tokens", looked)
+    assert find_longest(case, fits=True) == asked.tokens
+    times = most // tiles_of(case.trace())
+    assert 1 < times < longest.MOST
+    assert told == [times * asked.tokens]

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from memo.tracing import load_config, trace_step
 from memo.tracing import run as tracing_run
 from memo.tracing import step as tracing_step
+from memo.tracing.sampled import SampledModel
 from offload import MemoError
 from planner.codec import PlanError
 from planner.trace import (
@@ -139,6 +140,31 @@ def test_a_folder_with_a_config_is_enough(tmp_path: Path) -> None:
     assert trace_step(tmp_path, tokens=64).order == ("Qwen3DecoderLayer",) * 3
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model_type": "llama", "hidden_size": "abc"}', "'hidden_size'.*got str"),
+        (
+            '{"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7}',
+            r"hidden size \(100\) is not a multiple",
+        ),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "ZeroDivisionError: integer"),
+        ('{"model_type": "lama"}', "model type `lama`"),
+        ('{"hidden_size": 4}', "Should have a `model_type`"),
+        ("[1, 2]", "Unrecognized model"),
+        ("{", "not a valid JSON file"),
+    ],
+)
+def test_a_config_that_is_there_is_refused_with_the_reason(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    for path in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(ValueError, match=f"does not take its config: .*{message}") as caught:
+            load_config(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_unknown_models_are_named_with_what_is_near(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mixtrl.*mixtral"):
         load_config(str(tmp_path / "mixtrl"))
@@ -152,8 +178,16 @@ def test_sizes_below_one_are_refused(name: str) -> None:
 
 
 def test_a_config_without_a_causal_lm_is_refused() -> None:
-    with pytest.raises(MemoError, match="of no causal LM"):
+    with pytest.raises(MemoError, match="no causal LM can be made of a T5Config"):
         trace_step(AutoConfig.for_model("t5"), tokens=10)
+
+
+def test_a_config_that_makes_no_model_is_refused() -> None:
+    config = config_of("llama", hidden_act="nope")
+    with pytest.raises(MemoError, match="made of a LlamaConfig: KeyError: 'nope'"):
+        trace_step(config, tokens=10)
+    with pytest.raises(MemoError, match="made of a LlamaConfig: KeyError: 'nope'"):
+        SampledModel.of(config, torch.float32)
 
 
 def test_models_that_look_at_values_are_refused() -> None:

@@ -17,6 +17,7 @@ from memo.training.models import (
     choose_device,
     choose_dtype,
     find_model,
+    load_config,
     load_model,
     load_tokenizer,
 )
@@ -50,6 +51,21 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(RefusedInputError, match=f"cannot load the .*{tmp_path}") as refusal:
             load(ModelSource(name=str(tmp_path)))
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [('"hidden_size": "abc"', "'hidden_size'.*got str"), ('"num_attention_heads": 0', "by zero")],
+)
+def test_a_config_with_a_wrong_field_is_refused_in_one_line(
+    tmp_path: Path, fields: str, says: str
+) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "llama", {fields}}}', encoding="utf-8")
+    with pytest.raises(
+        RefusedInputError, match=f"configuration of {tmp_path}: .*{says}"
+    ) as refusal:
+        load_config(ModelSource(name=str(tmp_path)))
+    assert "\n" not in str(refusal.value)
 
 
 def test_paths_that_do_not_exist_are_no_names_on_the_hub(tmp_path: Path) -> None:

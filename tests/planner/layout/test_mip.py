@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pulp
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -32,3 +33,36 @@ def test_numbers_of_an_unsolved_program_are_no_layout(monkeypatch: pytest.Monkey
     unknown = Outcome(Status.UNKNOWN, "HiGHS", 1.0)
     monkeypatch.setattr("planner.layout.mip.solve", lambda *_, **__: unknown)
     assert solve_mip(sections, lower=3, height=99, time_limit_s=1) == Answer(None, 3)
+
+
+def _solved_with(
+    monkeypatch: pytest.MonkeyPatch, objective: float, values: dict[str, float]
+) -> None:
+    """The solver calls these values optimal."""
+
+    def solved(program: pulp.LpProblem, **_: object) -> Outcome:
+        for variable in program.variables():
+            variable.varValue = values.get(variable.name, 0.0)
+        return Outcome(Status.OPTIMAL, "HiGHS", 1.0, objective)
+
+    monkeypatch.setattr("planner.layout.mip.solve", solved)
+
+
+def test_buffers_that_lie_below_each_other_in_a_circle_are_no_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a solver's tolerance allows for buffers that are small beside the height."""
+    sections = cut_sections(problem_of((0, 2, 3), (0, 2, 4), (0, 2, 5)))
+    circle = {"below_0_1": 1.0, "below_1_2": 1.0, "below_0_2": 0.0}
+    _solved_with(monkeypatch, 12.0, circle)
+    assert solve_mip(sections, lower=3, height=99, time_limit_s=1) == Answer(None, 3)
+
+
+def test_what_is_proven_is_what_the_solver_found_not_what_became_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sections = cut_sections(problem_of((0, 2, 3), (0, 2, 4), (0, 2, 5)))
+    _solved_with(monkeypatch, 10.0, {"below_0_1": 1.0, "below_0_2": 1.0, "below_1_2": 1.0})
+    answer = solve_mip(sections, lower=3, height=99, time_limit_s=1)
+    assert answer.offsets is not None
+    assert (sections.height(answer.offsets), answer.lower) == (12, 10)

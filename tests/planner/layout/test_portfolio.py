@@ -156,3 +156,17 @@ def test_without_a_solver_the_best_so_far_is_given_back(monkeypatch: pytest.Monk
     assert not solution.optimal
     assert solution.gap == pytest.approx(1 / 17)
     assert solution.solver.startswith("greedy")
+
+
+def test_what_doubles_cannot_tell_apart_is_not_asked_of_the_mip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("was asked")
+
+    monkeypatch.setattr(portfolio, "minimise", lambda *_, **__: None)
+    monkeypatch.setattr(portfolio, "solve_mip", asked)
+    rows = [(lower, upper, (size << 40) + 1) for lower, upper, size in GAP]
+    assert solve(problem_of(*rows), time_limit_s=60).solver.startswith("greedy")
+    with pytest.raises(AssertionError, match="was asked"):
+        solve(problem_of(*GAP), time_limit_s=60)
