@@ -6,8 +6,8 @@ embedding and of the head), their uses one after another, and buffers that live 
 Time counts traced operations. Of tiles that repeat the traced ones stand for all: what is
 transient in one lies where it lay in the one before. Model states and inputs, which are there
 throughout, are left out. Kept tiles of a layer are one buffer, from the layer's `post` to the end
-of `post`'s backward; what copies may hold is one throughout. Small storages are one buffer of each
-block.
+of its backward, whose last segment, `pre`, is what lets them go one after another; what copies may
+hold is one throughout. Small storages are one buffer of each block.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from memo.planning.runs import (
 )
 from planner.contracts import LayerSwap, Placement, SwapPlan, Tier
 from planner.layout import Buffer, Problem, Use
+from planner.swap.groups import spread
 from planner.trace import Allocation, Kind, LayerTrace, PartTrace, Pass, Segment, StepTrace
 
 SMALL_BYTES = 1 << 20
@@ -216,11 +217,11 @@ class _Step:
         self._add(f"gradients {run.part} {run.id}", size, born, self.stop + 1)
 
     def _kept(self, index: int, layer: LayerTrace) -> None:
+        """A tile's graph is whole until its `pre`'s backward has run, which is the block's end."""
         forward, backward = self.forward[index + 1], self.backward[index + 1]
-        kept = self.swap.layers[index].tiles.get(Placement.KEEP, 0)
         born = forward.first(Segment.POST, 0)
-        end = backward.first(Segment.CORE, len(backward.block.operations))
-        self._add(f"kept {index}", kept * layer.stored_bytes, born, max(end, born + 1))
+        size_bytes = _kept_bytes(layer, self.swap.layers[index])
+        self._add(f"kept {index}", size_bytes, born, backward.stop)
 
     # ---- small things ----
 
@@ -250,6 +251,14 @@ class _Step:
     def _add(self, name: str, size_bytes: int, born: int, freed: int) -> None:
         if size_bytes and freed > born:
             self.buffers.append(Buffer(name, born, freed, size_bytes))
+
+
+def _kept_bytes(layer: LayerTrace, swap: LayerSwap) -> int:
+    """Of its kept tiles, the last of which may be shorter than the others."""
+    kept = [placement is Placement.KEEP for placement in spread(swap.tiles)]
+    last_tokens = layer.tokens - (layer.tiles - 1) * layer.tile_tokens
+    last_bytes = round(layer.stored_bytes * last_tokens / layer.tile_tokens)
+    return sum(kept[:-1]) * layer.stored_bytes + kept[-1] * last_bytes
 
 
 def _moves(layer: LayerSwap) -> bool:
