@@ -124,7 +124,7 @@ class Costing:
         )
 
     def _extras(self, trace: StepTrace) -> Extras:
-        states = states_of(self.request, trace, self.choice)
+        states, optimizer = states_of(self.request, trace, self.choice), self.optimizer(trace)
         resident = resident_bytes(trace, states)
         exchange = self.exchange(trace)
         return Extras(
@@ -132,7 +132,8 @@ class Costing:
                 **resident,
                 Tier.DEVICE: resident[Tier.DEVICE] + shared_bytes(trace),
             },
-            optimizer_s=self.optimizer(trace).seconds,
+            optimizer_s=optimizer.seconds,
+            optimizer_lanes_s=optimizer.lanes_s,
             gradient_share=gradient_share(trace, states, self.dtype_bytes),
             exchange={layer.name: exchange for layer in trace.layers if layer.reason is None},
             stored=self.stored,

@@ -145,7 +145,9 @@ def _reserved(case: Case, chosen: Chosen, arena: Arena) -> str | None:
 
 
 def _rates_used(case: Case, chosen: Chosen) -> Rates:
-    """Without the SSD's where the plan writes nothing to it: no more of it is asked for, then."""
+    """Without the SSD's where the plan writes nothing to it: no more of it is asked for, then. The
+    optimizer's writes are apart, in the costs.
+    """
     if chosen.effort.written_bytes:
         return case.rates
     return replace(case.rates, ssd_write_bytes_per_s=0.0, ssd_read_bytes_per_s=0.0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from memo.planning.request import PlanRequest, Zero
-from planner.contracts import OffloadOptimizer, Tier
+from planner.contracts import Lane, OffloadOptimizer, Tier
 from planner.hardware import Hardware
 from planner.trace import Kind, ModelStates, ParameterCounts, StepTrace, model_states
 
@@ -128,29 +128,41 @@ class Optimizer:
     @property
     def seconds(self) -> float:
         """None of it overlaps with compute; gathering the updated weights is in it."""
-        place = self.choice.offload_optimizer
-        if place == "none":
+        if self.choice.offload_optimizer == "none":
             update_s = self.own * ADAM_BYTES / self.hardware.device_bytes_per_s
         else:
-            update_s = self.own * self.ranks / CPU_ADAM_PER_S + self._copies_s()
-        return update_s + (self._disk_s() if place == "ssd" else 0.0) + self._gather_s()
+            update_s = self.own * self.ranks / CPU_ADAM_PER_S
+        return update_s + sum(self.lanes_s.values()) + self._gather_s()
+
+    @property
+    def lanes_s(self) -> Mapping[Lane, float]:
+        """Of these seconds, those on each lane."""
+        place = self.choice.offload_optimizer
+        if place == "none":
+            return {}
+        return {**self._copies_s(), **(self._disk_s() if place == "ssd" else {})}
 
     @property
     def written_bytes(self) -> int:
         """To this rank's share of the disks."""
         return self.states.ssd_bytes
 
-    def _copies_s(self) -> float:
+    def _copies_s(self) -> dict[Lane, float]:
         """Gradients to the host, weights back."""
         size, link = self.own * self.dtype_bytes, self.hardware.efficiency.link
-        rates = (self.hardware.d2h_bytes_per_s, self.hardware.h2d_bytes_per_s)
-        return sum(size / (rate * link) for rate in rates)
+        return {
+            Lane.D2H: size / (self.hardware.d2h_bytes_per_s * link),
+            Lane.H2D: size / (self.hardware.h2d_bytes_per_s * link),
+        }
 
-    def _disk_s(self) -> float:
+    def _disk_s(self) -> dict[Lane, float]:
         disks = self.hardware.disks
         assert disks is not None, "the request was checked"
         size = self.states.ssd_bytes * self.ranks
-        return size / disks.total_read_bytes_per_s + size / disks.total_write_bytes_per_s
+        return {
+            Lane.SSD_READ: size / disks.total_read_bytes_per_s,
+            Lane.SSD_WRITE: size / disks.total_write_bytes_per_s,
+        }
 
     def _gather_s(self) -> float:
         """Stages 1 and 2: every rank gets the weights that the others updated."""

@@ -1,13 +1,15 @@
 """What a step would be shorter with: the budgets and lanes that bind.
 
-Scope: solving the program without its integrality, with one thing after another made larger.
+Scope: solving the program without its integrality, with one thing after another made larger. What
+the optimizer spends on lanes at the step's end is no part of the program, and follows their rates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from planner.contracts import Lane
 from planner.swap.contracts import Budgets, Rates, StepCost
 from planner.swap.groups import group_layers
 from planner.swap.program import Program
@@ -23,8 +25,18 @@ _NOTICEABLE = 1e-4
 
 COMPUTE = "compute"
 
-_Case = tuple[Rates, Budgets]
-_Change = Callable[[Rates, Budgets], _Case]
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is made larger, and the optimizer's seconds on each lane with it."""
+
+    rates: Rates
+    budgets: Budgets
+    optimizer_s: Mapping[Lane, float]
+
+
+_Change = Callable[[_Case], _Case]
+_Grow = Callable[[_Case, float], _Case]
 
 
 def binding(
@@ -35,8 +47,9 @@ def binding(
     search: Search | None = None,
 ) -> tuple[str, ...]:
     """Names of what makes the step shorter when there is a tenth more of it, the most helpful
-    first; without recomputation or waiting, or when nothing of these helps, `compute`. None of
-    them for a step that does not fit: see `missing_bytes`.
+    first; without recomputation, waiting or an optimizer that copies, or when nothing of these
+    helps, `compute` (the processors' too, where they update the weights). None of them for a step
+    that does not fit: see `missing_bytes`.
 
     Budgets are "device memory", "host memory" and "SSD space"; lanes, in both directions, "PCIe"
     and "SSD speed". Where only several together help, each is named.
@@ -44,57 +57,71 @@ def binding(
     search = search or Search()
 
     def lost_s(case: _Case) -> float | None:
-        program = Program(cost, *case, rules or Rules(), group_layers(cost.layers, 1 << 30))
+        groups = group_layers(cost.layers, 1 << 30)
+        program = Program(cost, case.rates, case.budgets, rules or Rules(), groups)
         outcome = solve(program.problem, time_limit_s=search.time_limit_s, relaxed=True)
-        return program.lost_s if outcome.is_solved else None
+        copied_s = sum(case.optimizer_s.values())
+        return program.lost_s + copied_s if outcome.is_solved else None
 
-    now_s = lost_s((rates, budgets))
+    case = _Case(rates, budgets, cost.optimizer_lanes_s)
+    now_s = lost_s(case)
     least_s = _NOTICEABLE * cost.compute_s
     if now_s is None:
         return ()
     if now_s <= least_s:
         return (COMPUTE,)
-    gains = {name: now_s - (lost_s(_only(name)(rates, budgets)) or now_s) for name in _CHANGES}
+    gains = {name: now_s - _known(lost_s(_only(name)(case)), now_s) for name in _CHANGES}
     if max(gains.values()) <= least_s:
-        gains = {n: (lost_s(_all_but(n)(rates, budgets)) or 0.0) for n in _CHANGES}
+        gains = {n: _known(lost_s(_all_but(n)(case)), 0.0) for n in _CHANGES}
     found = sorted((n for n in gains if gains[n] > least_s), key=lambda n: -gains[n])
     return tuple(found) or (COMPUTE,)
 
 
+def _known(seconds: float | None, otherwise_s: float) -> float:
+    return otherwise_s if seconds is None else seconds
+
+
 def _only(name: str) -> _Change:
-    return lambda rates, budgets: _CHANGES[name](rates, budgets, MORE)
+    return lambda case: _CHANGES[name](case, MORE)
 
 
 def _all_but(name: str) -> _Change:
     """All other things without limit, so that what is lost is lost to this one."""
 
-    def change(rates: Rates, budgets: Budgets) -> _Case:
+    def change(case: _Case) -> _Case:
         for other, grow in _CHANGES.items():
             if other != name:
-                rates, budgets = grow(rates, budgets, 1e3)
-        return rates, budgets
+                case = grow(case, 1e3)
+        return case
 
     return change
 
 
-def _grow_rates(*names: str) -> Callable[[Rates, Budgets, float], _Case]:
-    def grow(rates: Rates, budgets: Budgets, factor: float) -> _Case:
-        return replace(rates, **{n: getattr(rates, n) * factor for n in names}), budgets
+def _grow_rates(*lanes: Lane) -> _Grow:
+    def grow(case: _Case, factor: float) -> _Case:
+        rates = {f"{lane.name.lower()}_bytes_per_s": case.rates.of(lane) * factor for lane in lanes}
+        shorter = {lane: s / factor for lane, s in case.optimizer_s.items() if lane in lanes}
+        return replace(
+            case,
+            rates=replace(case.rates, **rates),
+            optimizer_s={**case.optimizer_s, **shorter},
+        )
 
     return grow
 
 
-def _grow_budget(name: str) -> Callable[[Rates, Budgets, float], _Case]:
-    def grow(rates: Rates, budgets: Budgets, factor: float) -> _Case:
-        return rates, replace(budgets, **{name: round(getattr(budgets, name) * factor)})
+def _grow_budget(name: str) -> _Grow:
+    def grow(case: _Case, factor: float) -> _Case:
+        size_bytes = round(getattr(case.budgets, name) * factor)
+        return replace(case, budgets=replace(case.budgets, **{name: size_bytes}))
 
     return grow
 
 
-_CHANGES: Mapping[str, Callable[[Rates, Budgets, float], _Case]] = {
+_CHANGES: Mapping[str, _Grow] = {
     "device memory": _grow_budget("device_bytes"),
     "host memory": _grow_budget("host_bytes"),
     "SSD space": _grow_budget("ssd_bytes"),
-    "PCIe": _grow_rates("d2h_bytes_per_s", "h2d_bytes_per_s"),
-    "SSD speed": _grow_rates("ssd_write_bytes_per_s", "ssd_read_bytes_per_s"),
+    "PCIe": _grow_rates(Lane.D2H, Lane.H2D),
+    "SSD speed": _grow_rates(Lane.SSD_WRITE, Lane.SSD_READ),
 }

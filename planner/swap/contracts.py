@@ -146,7 +146,7 @@ class StepCost:
     """A training step. `layers` in forward order (equal layers may be one object); `resident_bytes`
     by tier are there throughout: weights, optimizer states, inputs. `model_flops`: forward and
     backward without recomputation, of this rank's share. `stored`: what the costs of attention's
-    backward are for.
+    backward are for. `optimizer_lanes_s`: what of `optimizer_s` is spent on which lane.
     """
 
     tile_tokens: int
@@ -154,6 +154,7 @@ class StepCost:
     embedding: PartCost = field(default_factory=PartCost)
     head: PartCost = field(default_factory=PartCost)
     optimizer_s: float = 0.0
+    optimizer_lanes_s: Mapping[Lane, float] = field(default_factory=dict)
     optimizer_live_bytes: int = 0
     resident_bytes: Mapping[Tier, int] = field(default_factory=dict)
     model_flops: float = 0.0
@@ -162,6 +163,8 @@ class StepCost:
     def __post_init__(self) -> None:
         check_at_least(1, tile_tokens=self.tile_tokens)
         check_at_least(0, optimizer_s=self.optimizer_s, model_flops=self.model_flops)
+        for lane, seconds in self.optimizer_lanes_s.items():
+            check_at_least(0, **{f"optimizer_lanes_s of {lane}": seconds})
         if not self.layers:
             raise ValueError("layers is empty: takes one layer or more")
 

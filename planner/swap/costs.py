@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from planner.contracts import Stored, Tier, check_at_least
+from planner.contracts import Lane, Stored, Tier, check_at_least
 from planner.hardware.contracts import Hardware
 from planner.swap.contracts import (
     Budgets,
@@ -52,7 +52,8 @@ class Exchange:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extras:
     """What a trace does not know. `resident_bytes`: model states by tier, parameters and inputs
-    included; None: the trace's parameters, buffers and inputs. `gradient_share`: what part of its
+    included; None: the trace's parameters, buffers and inputs. `optimizer_lanes_s`: as
+    `StepCost`'s. `gradient_share`: what part of its
     gradients a rank keeps on its device once they are made (ZeRO-2 and 3: one of all ranks; 0 where
     they go to the host at once). `exchange` by layer class, where `stored` is for attention's
     backward. `slowness`: how many times as long as the hardware's rates say a phase takes, where
@@ -61,6 +62,7 @@ class Extras:
 
     resident_bytes: Mapping[Tier, int] | None = None
     optimizer_s: float = 0.0
+    optimizer_lanes_s: Mapping[Lane, float] = field(default_factory=dict)
     optimizer_live_bytes: int = 0
     gradient_share: float = 1.0
     exchange: Mapping[str, Exchange] = field(default_factory=dict)
@@ -114,6 +116,7 @@ def step_cost(trace: StepTrace, hardware: Hardware, extras: Extras | None = None
         embedding=_part("embedding", trace.embedding, clock, extras, 0),
         head=_part("head", trace.head, clock, extras, hidden_bytes, passing_bytes),
         optimizer_s=extras.optimizer_s,
+        optimizer_lanes_s=extras.optimizer_lanes_s,
         optimizer_live_bytes=extras.optimizer_live_bytes,
         resident_bytes=resident if extras.resident_bytes is None else extras.resident_bytes,
         model_flops=model_flops(trace),

@@ -18,7 +18,7 @@ from memo.planning.node import NodeArguments, find_node
 from memo.planning.public import plan
 from offload import MemoError
 from planner.codec import PlanError
-from planner.contracts import NoPlan, Placement, Plan, Tier, Workload
+from planner.contracts import NoPlan, Placement, Plan, Predictions, Tier, Workload
 from planner.hardware import Hardware
 from planner.swap.costs import budgets_of
 from tests.memo.planning.common import (
@@ -74,6 +74,23 @@ def test_where_all_fits_all_is_kept_and_flops_are_the_models() -> None:
     # A tile's `post` begins with `pre` once more; attention's backward is 2.5 times its forward.
     assert _model_flops() / 1e12 < told.step_s < 1.4 * _model_flops() / 1e12
     assert told.binding == ("compute",)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"), [("none", "compute"), ("host", "PCIe"), ("ssd", "SSD speed")]
+)
+def test_an_optimizer_off_the_device_binds_by_its_copies(place: str, expected: str) -> None:
+    """And the step is shorter with more of what is told."""
+
+    def made(rate: float) -> Predictions:
+        pcie = {"d2h_bytes_per_s": 2 * rate, "h2d_bytes_per_s": 2 * rate}
+        ssd = disks(write_bytes_per_s=rate, read_bytes_per_s=rate)
+        hardware = machine(device_bytes=ROOMY, host_bytes=10**10, disks=ssd, **pcie)
+        return _plan(planned(hardware, tokens=300, offload_optimizer=place)).predictions
+
+    told, faster = made(1e9), made(4e9)
+    assert told.binding[0] == expected
+    assert (faster.step_s < 0.9 * told.step_s) is (place != "none")
 
 
 def _states(found: Plan) -> int:

@@ -223,6 +223,22 @@ def test_slow_disks_bind() -> None:
     assert "SSD speed" in binding(headline(MILLION), rates, budgets)
 
 
+@pytest.mark.parametrize(
+    ("lanes_s", "expected"),
+    [
+        ({}, ("compute",)),
+        ({Lane.D2H: 2.0, Lane.H2D: 1.0}, ("PCIe",)),
+        ({Lane.D2H: 2.0, Lane.SSD_WRITE: 9.0}, ("SSD speed", "PCIe")),
+    ],
+)
+def test_an_optimizers_copies_bind(lanes_s: dict[Lane, float], expected: tuple[str, ...]) -> None:
+    """Also where the step itself has no SSD."""
+    rich = Budgets(device_bytes=10**14, host_bytes=10**14)
+    cost = replace(headline(MILLION), optimizer_s=12.0, optimizer_lanes_s=lanes_s)
+    assert not RATES.has_ssd
+    assert binding(cost, RATES, rich) == expected
+
+
 def test_more_of_what_binds_makes_the_step_shorter() -> None:
     before = plan_step([headline(2 * MILLION)], RATES, BUDGETS, search=Search(gap=1e-5))
     more = replace(BUDGETS, host_bytes=BUDGETS.host_bytes * 11 // 10)
