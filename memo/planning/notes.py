@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from memo.planning.costing import Costing
 from memo.planning.request import PlanRequest
-from memo.planning.states import CPU_ADAM_PER_S, states_of
+from memo.planning.states import CPU_ADAM_PER_S, FOREACH_BYTES, states_of
 from planner.contracts import Tier
 from planner.trace import StepTrace
 
@@ -24,9 +24,11 @@ def notes_of(request: PlanRequest, trace: StepTrace, costing: Costing | None) ->
 
 def _of_states(request: PlanRequest, trace: StepTrace, costing: Costing) -> Iterator[str]:
     yield from _chosen(request, costing)
+    gradient_bytes = states_of(request, trace, costing.choice).gradient_bytes
     if costing.choice.offload_optimizer != "none":
         yield from _of_engine(costing)
-    gradient_bytes = states_of(request, trace, costing.choice).gradient_bytes
+    else:
+        yield from _of_foreach(request, trace, costing, gradient_bytes)
     if gradient_bytes:
         yield (
             "gradients are counted from when backward makes them: to accumulate them over several "
@@ -41,6 +43,20 @@ def _chosen(request: PlanRequest, costing: Costing) -> Iterator[str]:
     if request.offload_optimizer is None and choice.offload_optimizer != "none":
         place = {"host": "the host", "ssd": "the SSD"}[choice.offload_optimizer]
         yield f"the optimizer's states lie on {place}: with them on the device nothing fits"
+
+
+def _of_foreach(
+    request: PlanRequest, trace: StepTrace, costing: Costing, gradient_bytes: int
+) -> Iterator[str]:
+    """Where the update that is not assumed does not fit at the step's end."""
+    more_bytes = FOREACH_BYTES * costing.optimizer(trace).own
+    end_bytes = costing.resident_device_bytes(trace) + gradient_bytes + more_bytes
+    if request.node.device_kind == "cuda" and end_bytes > request.node.hardware.device_bytes:
+        yield (
+            "assumed: AdamW that makes no copies (fused=True, as memo train, transformers' Trainer "
+            f"and DeepSpeed have it); torch.optim.AdamW's default makes {decimal(more_bytes)} at "
+            "the step's end, for which there is no room"
+        )
 
 
 def _of_engine(costing: Costing) -> Iterator[str]:

@@ -26,6 +26,13 @@ nowhere here, and plans say so. ZeRO-Offload (arXiv 2101.06840), table 4, has 10
 on two Xeon 8168. An older one is slower, more memory channels are faster."""
 
 
+FOREACH_BYTES = 4
+"""Of a parameter, what AdamW makes at the step's end where it updates all parameters at once
+(`foreach`, which `torch.optim.AdamW` is on a GPU unless told otherwise): the square roots of all
+variances (`_multi_tensor_adam`, torch/optim/adam.py). Fused it makes nothing: that of `memo train`,
+of transformers' Trainer and of DeepSpeed is, and so the plan's is."""
+
+
 @dataclass(frozen=True, slots=True)
 class StateChoice:
     """How model states are divided among ranks, and where the optimizer's are."""

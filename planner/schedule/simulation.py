@@ -107,7 +107,7 @@ class _Simulation:
         embedding, cost = self.cost.embedding, self.cost
         self._part("embedding backward", embedding.backward_s, embedding.backward_live_bytes)
         self.memory.take(Tier.DEVICE, self.compute.now_s, embedding.gradient_bytes)
-        self._part("optimizer", cost.optimizer_s, cost.optimizer_live_bytes)
+        self._part("optimizer", cost.optimizer_s, 0)
         self.writes.finish_all()
 
     # ---- forward ----

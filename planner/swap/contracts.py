@@ -155,7 +155,6 @@ class StepCost:
     head: PartCost = field(default_factory=PartCost)
     optimizer_s: float = 0.0
     optimizer_lanes_s: Mapping[Lane, float] = field(default_factory=dict)
-    optimizer_live_bytes: int = 0
     resident_bytes: Mapping[Tier, int] = field(default_factory=dict)
     model_flops: float = 0.0
     stored: Stored = Stored.BEFORE

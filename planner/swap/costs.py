@@ -63,7 +63,6 @@ class Extras:
     resident_bytes: Mapping[Tier, int] | None = None
     optimizer_s: float = 0.0
     optimizer_lanes_s: Mapping[Lane, float] = field(default_factory=dict)
-    optimizer_live_bytes: int = 0
     gradient_share: float = 1.0
     exchange: Mapping[str, Exchange] = field(default_factory=dict)
     stored: Stored = Stored.BEFORE
@@ -117,7 +116,6 @@ def step_cost(trace: StepTrace, hardware: Hardware, extras: Extras | None = None
         head=_part("head", trace.head, clock, extras, hidden_bytes, passing_bytes),
         optimizer_s=extras.optimizer_s,
         optimizer_lanes_s=extras.optimizer_lanes_s,
-        optimizer_live_bytes=extras.optimizer_live_bytes,
         resident_bytes=resident if extras.resident_bytes is None else extras.resident_bytes,
         model_flops=model_flops(trace),
         stored=extras.stored,

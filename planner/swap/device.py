@@ -71,4 +71,4 @@ def least_live(cost: StepCost) -> Iterator[float]:
     gradient_bytes = cost.head.gradient_bytes + sum(lc.gradient_bytes for lc in cost.layers)
     yield embedding.forward_live_bytes / GIB
     yield (gradient_bytes + embedding.backward_live_bytes) / GIB
-    yield (gradient_bytes + embedding.gradient_bytes + cost.optimizer_live_bytes) / GIB
+    yield (gradient_bytes + embedding.gradient_bytes) / GIB

@@ -6,8 +6,10 @@ import pytest
 from rich.filesize import decimal
 
 from memo.planning.costing import Costing, traced
+from memo.planning.node import Node
 from memo.planning.notes import notes_of
 from memo.planning.states import Optimizer, StateChoice, resident_bytes, state_choices, states_of
+from memo.tracing.runtime import DeviceKind
 from planner.contracts import Tier
 from planner.trace import StepTrace
 from tests.memo.planning.common import GB, disks, llama, machine, request
@@ -125,6 +127,24 @@ def test_an_optimizer_off_the_device_is_told_with_what_is_assumed(
     is_off = place != "none"
     assert (f"states get to the {place} by the engine" in text) is is_off
     assert ("assumed, not measured: the node's processors update 4e+09" in text) is is_off
+
+
+def test_what_torchs_default_update_makes_is_told_where_it_does_not_fit(trace: StepTrace) -> None:
+    """16-bit weights and gradients, float32 states, and once more a float32 variance."""
+    more = 4 * trace.parameters
+    enough = trace.base_bytes - 2 * trace.parameters + 16 * trace.parameters + more
+
+    def told(device_bytes: int, place: str = "none", kind: DeviceKind = "cuda") -> bool:
+        asked = request(machine(), node=Node(machine(device_bytes=device_bytes), kind))
+        costing = Costing(asked, StateChoice(0, place))  # type: ignore[arg-type]
+        return any(
+            f"default makes {decimal(more)}" in note for note in notes_of(asked, trace, costing)
+        )
+
+    assert told(enough - 1)
+    assert not told(enough)
+    assert not told(enough - 1, "host")
+    assert not told(enough - 1, kind="cpu"), "torch updates one weight at a time there"
 
 
 def test_adapters_are_what_is_trained() -> None:
