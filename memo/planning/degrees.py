@@ -72,6 +72,22 @@ def best_case(request: PlanRequest) -> Case:
     return best
 
 
+def largest_instead(case: Case) -> Case | None:
+    """The case of the largest degree, for where the one that was chosen has no layout that fits;
+    its notes say so once this is called. None: there is no other.
+    """
+    largest = case.largest
+    if largest is None or largest is case:
+        return None
+    own, most = (one.request.sequence_parallel for one in (case, largest))
+    note = (
+        f"sequence_parallel {most} was chosen: of {own}, which was preferred, no layout of the "
+        "device's memory was found that fits"
+    )
+    largest.notes = (note, *_limit(most, case.request))
+    return largest
+
+
 def _case(request: PlanRequest, degree: int) -> Case:
     return Case(replace(request, sequence_parallel=degree))
 
@@ -124,13 +140,20 @@ def _compared(
     )
     tried = {one.case.request.sequence_parallel for one in planned}
     skipped = [str(n) for n in degrees(request) if n not in tried]
-    text = f"sequence_parallel {own} was chosen; of those that share a sequence, {speeds}"
+    text = (
+        f"sequence_parallel {own} was chosen; of those that share a sequence, {speeds} (compared "
+        "before layouts, with nothing stored of what ranks exchange)"
+    )
     if skipped:
         text += (
             f"; {', '.join(skipped)} cannot be faster by more than {request.step_tolerance:.1%}, "
             "or do not fit"
         )
     yield text
+    yield from _limit(most, request)
+
+
+def _limit(most: int, request: PlanRequest) -> Iterator[str]:
     if most < request.ranks:
         yield (
             f"a sequence is shared by {most} GPUs at most: more than there are heads "

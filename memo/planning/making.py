@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from memo.planning.arena import Arena, lay_out
 from memo.planning.choosing import Case, Chosen, choose, leanest, missing
-from memo.planning.degrees import best_case
+from memo.planning.degrees import best_case, largest_instead
 from memo.planning.longest import find_longest
 from memo.planning.notes import layout_note, notes_of
 from memo.planning.request import PlanRequest
@@ -55,8 +55,8 @@ def make(request: PlanRequest) -> Outcome:
     """
     case = best_case(request)
     found = _laid_out(case)
-    largest = case.largest
-    if isinstance(found, _TooHigh) and largest is not None and largest is not case:
+    largest = largest_instead(case) if isinstance(found, _TooHigh) else None
+    if largest is not None:
         case, found = largest, _laid_out(largest)
     if isinstance(found, _TooHigh):
         return Outcome(result=_no_layout(case, found.excess_bytes))
@@ -126,7 +126,9 @@ def _plan(case: Case, chosen: Chosen, arena: Arena | None, longest: int | None) 
         arena_lower_bound_bytes=None if arena is None else arena.lower_bound_bytes,
         reserved_bytes=None if arena is None else arena.reserved_bytes,
     )
-    notes = [*request.notes, *case.notes, *notes_of(request, trace, chosen.costing)]
+    first = choose(case)  # with all of the budgets, and known
+    simulated = None if first is None else first.costing
+    notes = [*request.notes, *case.notes, *notes_of(request, trace, chosen.costing, simulated)]
     reserved = None if arena is None else _reserved(case, chosen, arena)
     notes += [] if reserved is None else [reserved]
     return replace(plan, predictions=predictions, notes=tuple(notes))

@@ -11,19 +11,28 @@ from rich.filesize import decimal
 
 from memo.planning.costing import Costing
 from memo.planning.request import PlanRequest
-from memo.planning.states import CPU_ADAM_PER_S, FOREACH_BYTES, states_of
+from memo.planning.states import CPU_ADAM_PER_S, FOREACH_BYTES, StateChoice, states_of
 from planner.contracts import Tier
 from planner.trace import StepTrace
 
 
-def notes_of(request: PlanRequest, trace: StepTrace, costing: Costing | None) -> tuple[str, ...]:
-    """Of a plan with states as `costing` has them; None: nothing fits."""
-    chosen = () if costing is None else _of_states(request, trace, costing)
+def notes_of(
+    request: PlanRequest,
+    trace: StepTrace,
+    costing: Costing | None,
+    simulated: Costing | None = None,
+) -> tuple[str, ...]:
+    """Of a plan with states as `costing` has them; None: nothing fits. `simulated`: as the first
+    plan had them, whose layout may not have fitted; None: as `costing` has them.
+    """
+    chosen = () if costing is None else _of_states(request, trace, costing, simulated or costing)
     return (*trace.notes, *chosen, *_whole(request, trace))
 
 
-def _of_states(request: PlanRequest, trace: StepTrace, costing: Costing) -> Iterator[str]:
-    yield from _chosen(request, costing)
+def _of_states(
+    request: PlanRequest, trace: StepTrace, costing: Costing, simulated: Costing
+) -> Iterator[str]:
+    yield from _chosen(request, costing.choice, simulated.choice)
     gradient_bytes = states_of(request, trace, costing.choice).gradient_bytes
     if costing.choice.offload_optimizer != "none":
         yield from _of_engine(costing)
@@ -36,13 +45,18 @@ def _of_states(request: PlanRequest, trace: StepTrace, costing: Costing) -> Iter
         )
 
 
-def _chosen(request: PlanRequest, costing: Costing) -> Iterator[str]:
-    choice = costing.choice
+def _chosen(request: PlanRequest, choice: StateChoice, simulated: StateChoice) -> Iterator[str]:
     if request.zero is None and request.ranks > 1:
         yield f"ZeRO stage {choice.zero} was chosen"
     if request.offload_optimizer is None and choice.offload_optimizer != "none":
-        place = {"host": "the host", "ssd": "the SSD"}[choice.offload_optimizer]
-        yield f"the optimizer's states lie on {place}: with them on the device nothing fits"
+        place, others = {
+            "host": ("the host", "the device"),
+            "ssd": ("the SSD", "the device or the host"),
+        }[choice.offload_optimizer]
+        fitted = simulated.offload_optimizer != choice.offload_optimizer
+        found = f"no layout of the {Tier.DEVICE}'s memory was found that fits"
+        why = found if fitted else "nothing fits"
+        yield f"the optimizer's states lie on {place}: with them on {others} {why}"
 
 
 def _of_foreach(

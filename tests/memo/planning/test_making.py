@@ -16,10 +16,12 @@ from planner.allocator import AllocatorConfig
 from planner.contracts import NoPlan, Plan, Tier
 from planner.hardware import Hardware
 from planner.layout import Buffer, Problem
+from planner.trace import StepTrace
 from tests.memo.planning.common import GB, MIB, machine, planned
 
 STATES_BYTES = 14  # of a parameter
 HIGHER_BYTES = 24 * MIB
+TOKENS = 3000
 
 
 class Higher(Arena):
@@ -28,6 +30,14 @@ class Higher(Arena):
     @property
     def height_bytes(self) -> int:
         return super().height_bytes + HIGHER_BYTES
+
+
+class TooHigh(Arena):
+    """A layout for which no device has room."""
+
+    @property
+    def height_bytes(self) -> int:
+        return 100 * GB
 
 
 def _higher(*arguments: Any, **named: Any) -> Arena:
@@ -74,6 +84,45 @@ def test_a_layout_that_is_higher_is_planned_with_less(monkeypatch: pytest.Monkey
     states = STATES_BYTES * found.workload.parameters
     assert told.arena_bytes is not None
     assert states + told.arena_bytes <= hardware.device_bytes
+
+
+def test_why_the_optimizer_lies_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its plan on the device fits as simulated, and no layout of it does, not that it lacks
+    room.
+    """
+
+    def told(more_bytes: int) -> str:
+        found = planned(_tight(more_bytes), lay_out=True).result
+        assert isinstance(found, Plan)
+        assert found.workload.offload_optimizer == "host"
+        return next(note for note in found.notes if "the optimizer's states lie on" in note)
+
+    assert told(-10 * MIB).endswith("with them on the device nothing fits")
+    monkeypatch.setattr(making, "lay_out", _higher)
+    assert told(40 * MIB).endswith("no layout of the device's memory was found that fits")
+
+
+def test_a_degree_without_a_layout_gives_way_and_the_notes_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The slow link has each sequence on one GPU, whose layouts are made to fail."""
+
+    def only_shared(trace: StepTrace, *arguments: Any, **named: Any) -> Arena:
+        found = lay_out(trace, *arguments, **named)
+        kind = TooHigh if trace.tokens == TOKENS else Arena
+        return kind(found.problem, found.solution, found.reserved_bytes)
+
+    node = {"gpus": 4, "link_bytes_per_s": 2e8, "device_bytes": 4 * GB}
+    asked: dict[str, Any] = {"sequence_parallel": 4, "compare_degrees": True, "tokens": TOKENS}
+    before = planned(machine(**node), lay_out=True, **asked).result
+    assert before.workload.sequence_parallel == 1
+    assert any("compared before layouts" in note for note in before.notes)
+    monkeypatch.setattr(making, "lay_out", only_shared)
+    found = planned(machine(**node), lay_out=True, **asked).result
+    assert isinstance(found, Plan)
+    assert found.workload.sequence_parallel == 4
+    (note,) = (note for note in found.notes if "sequence_parallel" in note)
+    assert note.startswith("sequence_parallel 4 was chosen: of 1, which was preferred, no layout")
 
 
 GROWING = Problem(
