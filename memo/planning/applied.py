@@ -62,7 +62,11 @@ def why_not(plan: NoPlan) -> str:
     ]
     cure = " or ".join(cures) or "no increase of one budget alone"
     longest = plan.longest_tokens
-    length = "" if longest is None else f"; the longest sequence that fits is {longest:,} tokens"
+    length = (
+        ""
+        if longest is None
+        else f"; the longest sequence that fits is {longest:,} tokens (simulated, not laid out)"
+    )
     return (
         f"{work.batch} x {work.tokens:,} tokens of {work.model} do not fit: it takes {cure}{length}"
     )

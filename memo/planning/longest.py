@@ -1,6 +1,8 @@
 """How long a sequence may get, for one request.
 
-Scope: putting `lengths.py` to use. Model states lie as leanly as the request lets them.
+Scope: putting `lengths.py` to use. Model states lie as leanly as the request lets them. Steps are
+simulated, and not laid out: the length that is told may be one of which no layout fits, and what
+prints it says so.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ _SEARCH = Search(gap=1.0)
 
 
 def find_longest(case: Case, *, fits: bool) -> int:
-    """The longest sequence, to about a 16th of its length or better, and at most 64 times
-    it, or fewer with very many tiles; 0 when none was found. `fits`: whether the request's own
-    length does.
+    """The longest sequence whose simulated step fits, to about a 16th of its length or better, and
+    at most 64 times it, or fewer with very many tiles; 0 when none was found. `fits`: whether the
+    request's own length does.
 
     Raises:
         SolverError: when no solver is there, or it failed.

@@ -114,7 +114,7 @@ def _speed(plan: Plan) -> Rows:
             ),
         )
     if told.longest_tokens is not None:
-        yield "longest", f"{format_tokens(told.longest_tokens)} tokens fit"
+        yield "longest", _longest(told.longest_tokens)
 
 
 def _wear(wear: Wear) -> str:
@@ -148,5 +148,10 @@ def _missing(result: NoPlan) -> Rows:
         yield name, more or f"{format_bytes(size * gpus if size else 0)} more {where} would do"
     yield "binding", ", ".join(_MORE[tier][0] for tier in result.binding) or "no budget alone"
     if result.longest_tokens is not None:
-        tokens = result.longest_tokens
-        yield "longest", f"{format_tokens(tokens)} tokens fit" if tokens else "no length fits"
+        yield "longest", _longest(result.longest_tokens)
+
+
+def _longest(tokens: int) -> str:
+    """It is looked for without layouts, of which a shorter one may have none that fits."""
+    fit = f"{format_tokens(tokens)} tokens fit" if tokens else "no length fits"
+    return f"{fit}, by simulated steps: their layouts were not sought"
