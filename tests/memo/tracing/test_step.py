@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from memo.tracing import load_config, trace_step
 from memo.tracing import run as tracing_run
 from memo.tracing import step as tracing_step
+from memo.tracing.runtime import DeviceKind
 from offload import MemoError
 from planner.codec import PlanError
 from planner.trace import (
@@ -91,6 +92,23 @@ def test_a_rank_of_one_is_no_rank() -> None:
     assert abs(ranks.layers[0].o_bytes * 2 - alone.layers[0].o_bytes) < SMALL_BYTES
     core = [_flops(step.layers[0], Segment.CORE, Pass.FORWARD) for step in (alone, ranks)]
     assert core[1] * 2 == core[0] > 0
+
+
+@pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
+def test_more_ranks_than_heads_attend_a_row_of_queries(device_kind: DeviceKind) -> None:
+    """Ranks 1 and 2 of four are a row, and each has one of two heads: their queries see the keys of
+    ranks before them, and those up to themselves of their own.
+    """
+    tokens, size = 300, 64
+    config = config_of("llama", num_attention_heads=2, num_key_value_heads=1)
+    step = trace_step(
+        config, tokens=tokens, tile_tokens=64, sequence_parallel=4, device_kind=device_kind
+    )
+    pairs = 3 * tokens * tokens + 2 * visible_pairs(tokens, tokens, causal=True)
+    for direction in (Pass.FORWARD, Pass.BACKWARD):
+        backward = direction is Pass.BACKWARD
+        want = attention_flops((1, 1, tokens, size), size, pairs, backward=backward)
+        assert _flops(step.layers[0], Segment.CORE, direction) == want
 
 
 def test_adapters_alone_take_gradients() -> None:
