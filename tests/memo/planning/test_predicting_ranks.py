@@ -15,14 +15,17 @@ import memo
 from memo.parallel.alone import LoneWire
 from memo.parallel.call import Parallel
 from memo.parallel.contracts import Stored as StoredHere
+from memo.planning.emulate import emulate
 from memo.planning.predicting import Predictor
 from memo.planning.states import StateChoice
 from memo.wrap import runtime_of
+from offload import MemoError
 from offload import Tier as TierHere
 from planner.contracts import Placement, Stored, Tier
 from planner.trace.contracts import OperationCost
 from planner.trace.recorder import Recorder, peak_bytes
 from tests.memo.planning.common import llama, machine, request
+from tests.memo.tracing.common import config_of
 
 TOKENS, TILE_TOKENS, LAYERS = 4096, 192, 3
 
@@ -128,3 +131,16 @@ def test_a_rank_peaks_where_it_was_predicted(shared: Ranks, stored: Stored) -> N
     assert LAYERS * _attention_flops(operations) == measured.attention_flops
     # Ids and labels of the whole sequence, which are no rank's share, are some thousandths.
     assert found.peak_bytes[Tier.DEVICE] == pytest.approx(measured.peak_bytes, rel=0.005)
+
+
+def test_what_wrap_refuses_among_ranks_is_not_emulated() -> None:
+    asked = request(
+        machine(gpus=2, link_bytes_per_s=1e9),
+        config=config_of("lfm2"),
+        tokens=256,
+        sequence_parallel=2,
+        dtype="float32",
+    )
+    asked = replace(asked, node=replace(asked.node, device_kind="cpu"))
+    with pytest.raises(MemoError, match="cannot share a sequence among ranks: only what is"):
+        emulate(asked, 0)
