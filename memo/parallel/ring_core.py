@@ -56,8 +56,8 @@ class _Work:
 @dataclass(frozen=True, slots=True)
 class RingCore:
     """See `offload.Core`; the call's tensors are those of the row's tokens, its mask that of the
-    whole sequence. `part` and `gradients` are what a part is made and its gradients computed by; a
-    trace has them stand for another device's.
+    whole sequence. `part` and `gradients` are what a part is made and its gradients computed by,
+    `pieces` says which are run; a trace has them stand for another device's, and for many.
     """
 
     axis: RingAxis
@@ -65,6 +65,7 @@ class RingCore:
     runs: tuple[HeadRun, ...]
     part: Callable[..., PartInputs] = PartInputs
     gradients: Callable[[PartInputs, PartEnd], tuple[Tensor, Tensor, Tensor]] = part_gradients
+    pieces: Callable[[Iterator[RingPiece]], Iterator[RingPiece]] = iter
     _bands: Bands = field(default_factory=Bands, init=False)
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, RingState | None]:
@@ -118,7 +119,8 @@ class RingCore:
     ) -> Iterator[tuple[_Work, PartInputs]]:
         """What the row's queries have to do with the keys of another row."""
         spans = self.axis.spans
-        for piece in ring_pieces(options.mask, q.shape[0], spans[self.axis.row], spans[row]):
+        found = ring_pieces(options.mask, q.shape[0], spans[self.axis.row], spans[row])
+        for piece in self.pieces(found):
             for run in self.runs:
                 work = _Work(run, piece)
                 inputs = self._inputs(work, options, q, kv)

@@ -18,7 +18,7 @@ from memo.attention.masks import Row
 from memo.attention.pieces import options_of
 from memo.parallel.core import ParallelState
 from memo.parallel.tiled import without_tokens
-from memo.tracing.places import Place
+from memo.tracing.places import Pieces, Place
 from offload import Core, CoreCall, CoreEnd, TensorStore, Tier, Tile, Turn
 from offload.contracts import CallJoiner
 from offload.forward import JoinedCall
@@ -54,8 +54,9 @@ class Exchanged:
 class ExchangedCore:
     """A `Core` that is called for a rank's tokens, and runs `core` for its row's tokens and the
     rank's share of the heads: that of the rank with the most. With fewer heads than `ranks`, k and
-    v are passed round a ring inside. `is_cuda`: whose kernels are on it. `on_held` is told of every
-    tensor that is stored for the core's backward, before it is. Calls are those of its `joined`.
+    v are passed round a ring inside. `is_cuda`: whose kernels are on it; `pieces`: which of theirs
+    are run. `on_held` is told of every tensor that is stored for the core's backward, before it is.
+    Calls are those of `ExchangedCalls`.
     """
 
     core: Core
@@ -64,6 +65,7 @@ class ExchangedCore:
     stored: Stored
     is_cuda: bool
     on_held: Callable[[Tensor], None]
+    pieces: Pieces = iter
     _layouts: dict[tuple[int, int, int], Layout] = field(default_factory=dict, init=False)
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, ParallelState | None]:
@@ -86,7 +88,7 @@ class ExchangedCore:
         key = q.shape[1], k.shape[1], options_of(call).mask.tokens
         if key not in self._layouts:
             place = Place.of(self.ranks, q.shape[1], k.shape[1])
-            inner = place.core(self.core, self.store, key[2], is_cuda=self.is_cuda)
+            inner = place.core(self.core, self.store, key[2], self.pieces, is_cuda=self.is_cuda)
             self._layouts[key] = Layout(place, inner)
         return self._layouts[key]
 

@@ -6,6 +6,8 @@ nobody on it. What is allocated around the core stands in `exchanged.py`.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,11 +17,32 @@ from memo.parallel.contracts import Axes, HeadShares
 from memo.parallel.partial import PartEnd, PartInputs, part_gradients
 from memo.parallel.ring import RingAxis
 from memo.parallel.ring_core import RingCore
+from memo.parallel.ring_pieces import RingPiece
 from memo.parallel.runs import RunsCore
 from memo.parallel.shares import heads_degree, runs_of, share_axes, share_heads
 from memo.parallel.wire import Transit
 from memo.tracing.fused import flash_workspace
+from memo.tracing.marks import Listener
 from offload import Core, TensorStore
+from planner.trace.sampling import STANDS, Sample
+
+Pieces = Callable[[Iterator[RingPiece]], Iterator[RingPiece]]
+
+
+def few_of_many(recorder: Listener, pieces: Iterator[RingPiece]) -> Iterator[RingPiece]:
+    """Of pieces of one shape three, of which the one in the middle stands for all others: rows of
+    many ranks have thousands.
+    """
+    alike: dict[tuple[object, ...], list[RingPiece]] = defaultdict(list)
+    for piece in pieces:
+        block = piece.block
+        queries, keys, behind = block.shape
+        is_plain = block.is_open or block.is_square
+        alike[block.rows, queries, keys, block.is_open, None if is_plain else behind].append(piece)
+    for same in alike.values():
+        sample = Sample.of(len(same))
+        some = [same[index] for index in sample.indices]
+        yield from recorder.repeating(some, sample.times, index=STANDS) if sample.times else some
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +74,18 @@ class Place:
         q, kv = (_size(owners[self.place]) for owners in (self.shares.q, self.shares.kv))
         return q, kv, kv
 
-    def core(self, core: Core, store: TensorStore, tokens: int, *, is_cuda: bool) -> Core:
+    def core(
+        self, core: Core, store: TensorStore, tokens: int, pieces: Pieces, *, is_cuda: bool
+    ) -> Core:
         """What attends its heads of its row's tokens, `tokens` of each rank: `core`, or a ring of
-        kernels as a device has them.
+        kernels as a device has them, of whose pieces `pieces` says which are run.
         """
         runs = runs_of(self.shares, self.place)
         if len(self.axes.rows) == 1:
             return core if len(runs) == 1 else RunsCore(core, runs)
         if is_cuda:
-            return RingCore(self._ring(tokens), store, runs, CudaPart, _with_workspace)
-        return RingCore(self._ring(tokens), store, runs)
+            return RingCore(self._ring(tokens), store, runs, CudaPart, _with_workspace, pieces)
+        return RingCore(self._ring(tokens), store, runs, pieces=pieces)
 
     def _ring(self, tokens: int) -> RingAxis:
         rows = self.axes.rows

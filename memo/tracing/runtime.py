@@ -23,6 +23,7 @@ from memo.tiling import auto_tile_tokens, holds_pre
 from memo.tracing.exchanged import ExchangedCalls, ExchangedCore
 from memo.tracing.fused import FusedCore
 from memo.tracing.marks import Listener, MarkedCore, MarkedSplit, MarkedTiles, MarkingStore
+from memo.tracing.places import few_of_many
 from memo.tracing.settled import NoReplay
 from offload import (
     Core,
@@ -124,6 +125,7 @@ class TracedRuntime(Runtime):
                 self.stored,
                 stands_in,
                 self._on_held,
+                iter if self.everything else partial(few_of_many, self.recorder),
             )
 
     @property
