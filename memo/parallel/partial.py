@@ -40,11 +40,16 @@ class PartInputs:
     bands: Bands
 
     @property
+    def is_cuda(self) -> bool:
+        """Whether it is for CUDA's kernels."""
+        return self.q.is_cuda
+
+    @property
     def is_fused(self) -> bool:
         """Whether a flash kernel can: no matrix of scores is made then."""
         if self.softcap is not None or self.v.shape[-1] > self.q.shape[-1]:
             return False
-        if not self.q.is_cuda:
+        if not self.is_cuda:
             return self.q.device.type == "cpu"
         half = self.q.dtype in (torch.float16, torch.bfloat16)
         plain = self.block.is_open or self.block.is_square
@@ -80,7 +85,7 @@ def attend_part(inputs: PartInputs) -> tuple[Tensor, Tensor]:
     if not inputs.is_fused:
         return _written_out(inputs)
     v_dim, v = inputs.v.shape[-1], _padded(inputs.v, inputs)
-    if inputs.q.is_cuda:
+    if inputs.is_cuda:
         o, lse, *_ = _FLASH(inputs.q, inputs.k, v, is_causal=inputs.is_causal, scale=inputs.scale)
     else:
         o, lse = _FLASH_CPU(
@@ -100,7 +105,7 @@ def part_gradients(inputs: PartInputs, end: PartEnd) -> tuple[Tensor, Tensor, Te
         return _gradients_written_out(inputs, end)
     v_dim, v = inputs.v.shape[-1], _padded(inputs.v, inputs)
     o, grad_o = (_padded(tensor, inputs) for tensor in (end.o, end.grad_o))
-    kernel = _flash_backward if inputs.q.is_cuda else _flash_cpu_backward
+    kernel = _flash_backward if inputs.is_cuda else _flash_cpu_backward
     grad_q, grad_k, grad_v = kernel(inputs, v, PartEnd(o, grad_o, end.lse))
     return grad_q, grad_k, _cut(grad_v, v_dim)
 

@@ -6,7 +6,7 @@ other row's k and v beside its own, and the log-sum-exp for backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -56,12 +56,16 @@ class _Work:
 @dataclass(frozen=True, slots=True)
 class RingCore:
     """See `offload.Core`; the call's tensors are those of the row's tokens, its mask that of the
-    whole sequence.
+    whole sequence. `part` and `gradients` are what a part is made and its gradients computed by,
+    `pieces` says which are run; a trace has them stand for another device's, and for many.
     """
 
     axis: RingAxis
     store: TensorStore
     runs: tuple[HeadRun, ...]
+    part: Callable[..., PartInputs] = PartInputs
+    gradients: Callable[[PartInputs, PartEnd], tuple[Tensor, Tensor, Tensor]] = part_gradients
+    pieces: Callable[[Iterator[RingPiece]], Iterator[RingPiece]] = iter
     _bands: Bands = field(default_factory=Bands, init=False)
 
     def forward(self, call: CoreCall, tier: Tier | None) -> tuple[Tensor, RingState | None]:
@@ -92,7 +96,7 @@ class RingCore:
             grad = torch.zeros_like(held, dtype=lse.dtype)
             grad_k, grad_v = _parted(grad, k, v)
             for work, inputs in self._parts(options, q, row, _parted(held, k, v)):
-                part = part_gradients(inputs, PartEnd(*map(work.queries_of, (o, grad_o, lse))))
+                part = self.gradients(inputs, PartEnd(*map(work.queries_of, (o, grad_o, lse))))
                 work.queries_of(grad_q).add_(part[0])
                 work.keys_of(grad_k).add_(part[1])
                 work.keys_of(grad_v).add_(part[2])
@@ -108,14 +112,15 @@ class RingCore:
     ) -> PartInputs:
         k, v = map(work.keys_of, kv)
         block, scale, softcap = work.piece.block, options.scale, options.softcap
-        return PartInputs(work.queries_of(q), k, v, block, scale, softcap, self._bands)
+        return self.part(work.queries_of(q), k, v, block, scale, softcap, self._bands)
 
     def _parts(
         self, options: AttentionOptions, q: Tensor, row: int, kv: tuple[Tensor, Tensor]
     ) -> Iterator[tuple[_Work, PartInputs]]:
         """What the row's queries have to do with the keys of another row."""
         spans = self.axis.spans
-        for piece in ring_pieces(options.mask, q.shape[0], spans[self.axis.row], spans[row]):
+        found = ring_pieces(options.mask, q.shape[0], spans[self.axis.row], spans[row])
+        for piece in self.pieces(found):
             for run in self.runs:
                 work = _Work(run, piece)
                 inputs = self._inputs(work, options, q, kv)

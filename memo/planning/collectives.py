@@ -1,4 +1,4 @@
-"""What ranks send each other in a step: attention's exchange, and ZeRO's weights and gradients.
+"""What ranks send each other in a step: attention's exchange and ring, ZeRO's weights, gradients.
 
 Scope: bytes that one rank sends, and the time of those that compute does not hide.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
-from memo.parallel.shares import share_heads
+from memo.parallel.shares import heads_degree, share_heads
 from memo.planning.states import StateChoice
 from planner.contracts import Stored
 from planner.hardware import Hardware
@@ -31,29 +31,41 @@ def exchange_of(
     """Ulysses' all-to-alls around one layer's core (arXiv 2309.14509, section 3.2), of the rank
     that sends most: it sends the heads of its `tokens` to the ranks that compute them, and each of
     these its tokens' o. Backward sends o's gradient and what is not `stored` of q, k, v and o the
-    same way, and the gradients of q, k and v home. Fewer heads than ranks are sent to several.
+    same way, and the gradients of q, k and v home.
+
+    With fewer heads than ranks, as many ranks as the heads allow do so, and each passes its k and v
+    on round a ring (arXiv 2310.01889): every hop but one both ways, and their gradients in float32
+    or wider, all beside the core's compute but for the last gradients, which nothing is left for.
     """
     if ranks == 1:
         return Exchange()
     text = config.get_text_config()
     heads = int(getattr(text, "num_attention_heads", 1))
     shared = int(getattr(text, "num_key_value_heads", None) or heads)
-    messages = _Messages(_head_counts(heads, shared, ranks), *_head_dims(text, heads))
-    unit = batch * tokens * dtype_bytes
+    degree = heads_degree(ranks, heads)
+    messages = _Messages(_head_counts(heads, shared, degree), *_head_dims(text, heads))
+    unit, rows = batch * tokens * dtype_bytes, ranks // degree
+    # What a rank of a ring has of k and v, for its row's tokens, and of their gradients.
+    passed = unit * degree * max(map(messages.kv, range(degree))) if rows > 1 else 0
+    gradient = passed * max(dtype_bytes, _WIDE_BYTES) // dtype_bytes
+    sent = max(messages.backward(rank, stored) for rank in range(degree))
     return Exchange(
-        forward_bytes=unit * max(map(messages.forward, range(ranks))),
-        backward_bytes=unit * max(messages.backward(rank, stored) for rank in range(ranks)),
+        forward_bytes=unit * max(map(messages.forward, range(degree))),
+        backward_bytes=unit * sent + gradient,
+        forward_beside_bytes=(rows - 1) * passed,
+        backward_beside_bytes=(rows - 1) * passed + max(0, rows - 2) * gradient,
     )
 
 
+_WIDE_BYTES = 4
+"""Of a float32, in which a ring sums gradients of narrower tensors."""
+
 HeadCounts = tuple[tuple[int, int], ...]
-"""For every rank its query heads and its kv heads."""
+"""For every rank of a row its query heads and its kv heads."""
 
 
-def _head_counts(heads: int, shared: int, ranks: int) -> HeadCounts:
-    if heads < ranks:
-        return ((1, 1),) * ranks
-    shares = share_heads(heads, shared if heads % shared == 0 else heads, ranks)
+def _head_counts(heads: int, shared: int, degree: int) -> HeadCounts:
+    shares = share_heads(heads, shared if heads % shared == 0 else heads, degree)
     return tuple((q[1] - q[0], kv[1] - kv[0]) for q, kv in zip(shares.q, shares.kv, strict=True))
 
 
@@ -74,8 +86,11 @@ class _Messages:
         return o + again + self._to_tokens(rank, self._qkv)
 
     def _qkv(self, rank: int) -> int:
-        queries, keys = self.counts[rank]
-        return queries * self.key_dim + keys * (self.key_dim + self.value_dim)
+        return self.counts[rank][0] * self.key_dim + self.kv(rank)
+
+    def kv(self, rank: int) -> int:
+        """Of k and v alone."""
+        return self.counts[rank][1] * (self.key_dim + self.value_dim)
 
     def _o(self, rank: int) -> int:
         return self.counts[rank][0] * self.value_dim

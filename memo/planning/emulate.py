@@ -17,15 +17,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from memo.attention.interface import register
+from memo.check import check_layers
+from memo.kinds import find_layers
 from memo.measure import PeakMemory
 from memo.parallel.alone import LoneWire
 from memo.parallel.call import Parallel
 from memo.parallel.contracts import Stored as StoredHere
+from memo.parallel.setup import check_entrance, check_kinds
 from memo.parallel.shares import share_tokens, unit_tokens
 from memo.planning.predicting import Predictor
 from memo.planning.request import PlanRequest
 from memo.planning.states import states_of
-from memo.wrap import runtime_of, unwrap, wrap
+from memo.wrap import _samples, runtime_of, unwrap, wrap
 from planner.contracts import Placement, Stored, Tier
 
 _WARM_UP_TOKENS = 128
@@ -36,7 +40,8 @@ _WARM_UP_TOKENS = 128
 class Emulation:
     """A rank's forward and backward. `predicted_bytes` and `measured_bytes`: the peak of gradients
     and activations, above weights and inputs. `predicted_s`: of compute alone, as is `measured_s`
-    but for the copies that stand for what is sent. `sent_bytes`: to all other ranks.
+    but for the copies that stand for what is sent. Predicted is a rank with as much to do as any:
+    where rows of a ring are of one rank, early ones have less. `sent_bytes`: to all other ranks.
     """
 
     rank: int
@@ -66,10 +71,11 @@ def emulate(request: PlanRequest, rank: int, *, stored: Stored = Stored.BEFORE) 
     if ranks == 1:
         raise ValueError("sequence_parallel is 1: a rank to emulate takes 2 or more that share")
     wire = LoneWire.of(rank, ranks)
+    model = _built(request)
+    _check_shareable(model)
     predictor = Predictor(request, stored=stored)
     swap = predictor.uniform(Placement.RECOMPUTE)
     told = predictor.predictions(swap)
-    model = _built(request)
     wrap(model, tile_tokens=swap.tile_tokens)
     runtime_of(model).parallel = Parallel(wire, stored=StoredHere(stored.value), is_agreed=True)
     _step(model, request, _WARM_UP_TOKENS * ranks)
@@ -110,6 +116,18 @@ def _built(request: PlanRequest) -> nn.Module:
     with device:
         model: nn.Module = auto.from_config(request.config, dtype=request.torch_dtype)
     return model.train()
+
+
+def _check_shareable(model: nn.Module) -> None:
+    """As `memo.wrap` does among ranks; here it is not told of any.
+
+    Raises:
+        MemoError: for a model whose tokens cannot be shared.
+    """
+    register()
+    samples = _samples(find_layers(model))
+    check_kinds(samples, check_layers(model, samples))
+    check_entrance(model, samples)
 
 
 def _step(model: Any, request: PlanRequest, tokens: int) -> None:

@@ -78,7 +78,9 @@ class _Flash(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, o, lse, cu_seq, state, unused = ctx.saved_tensors
-        workspace = _workspace(q, k)
+        queries, heads, size = q.shape
+        shared = k.shape[1] != heads
+        workspace = flash_workspace(q, queries, heads, size, k.shape[0], is_shared=shared)
         dq, dk, dv = _aten._flash_attention_backward(
             *(grads[0], q, k, v, o, lse, cu_seq, cu_seq, ctx.longest, ctx.longest),
             *(0.0, ctx.window_size[1] == 0, state, unused),
@@ -90,16 +92,17 @@ class _Flash(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
-def _workspace(q: Tensor, k: Tensor) -> list[Tensor]:
+def flash_workspace(
+    like: Tensor, queries: int, heads: int, head_dim: int, keys: int, *, is_shared: bool
+) -> list[Tensor]:
     """What flash attention's backward allocates beside its results: float32 sums for dq, the row
-    sums of o * do, and dk and dv for every query head where heads share them (`mha_varlen_bwd` in
-    ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
+    sums of o * do, and dk and dv for every query head where heads share them (`mha_bwd` and
+    `mha_varlen_bwd` in ATen/native/transformers/cuda/flash_attn/flash_api.cpp). `queries` and
+    `keys` are tokens of all rows.
     """
-    tokens, heads, head_dim = q.shape
     wide = -(-head_dim // 32) * 32 if head_dim <= 128 else -(-head_dim // 64) * 64
     sums = [
-        q.new_empty((tokens + 128, heads, wide), dtype=torch.float32),
-        q.new_empty((heads, tokens + 128), dtype=torch.float32),
+        like.new_empty((queries + 128, heads, wide), dtype=torch.float32),
+        like.new_empty((heads, queries + 128), dtype=torch.float32),
     ]
-    shared = k.shape[1] != heads
-    return sums + [k.new_empty((k.shape[0], heads, head_dim)) for _ in range(2 * shared)]
+    return sums + [like.new_empty((keys, heads, head_dim)) for _ in range(2 * is_shared)]

@@ -23,6 +23,7 @@ from memo.tiling import auto_tile_tokens, holds_pre
 from memo.tracing.exchanged import ExchangedCalls, ExchangedCore
 from memo.tracing.fused import FusedCore
 from memo.tracing.marks import Listener, MarkedCore, MarkedSplit, MarkedTiles, MarkingStore
+from memo.tracing.places import few_of_many
 from memo.tracing.settled import NoReplay
 from offload import (
     Core,
@@ -34,6 +35,7 @@ from offload import (
     split_tokens,
     spread_placements,
 )
+from offload.contracts import CallJoiner
 from planner.contracts import Stored
 from planner.trace.contracts import Kind, Pass, Segment
 from planner.trace.sampling import Sample
@@ -104,6 +106,7 @@ class TracedRuntime(Runtime):
     is_fake: bool = field(kw_only=True, default=True)
     fastest: Fastest = field(kw_only=True, default_factory=Fastest)
     _tuple_lengths: dict[str, int | None] = field(init=False, default_factory=dict)
+    _core_over_ranks: Core = field(init=False)
 
     def __post_init__(self) -> None:
         Runtime.__post_init__(self)
@@ -112,6 +115,18 @@ class TracedRuntime(Runtime):
         self.core = (
             FusedCore(self.store) if stands_in else AttentionCore(self.store, fastest=self.fastest)
         )
+        self._core_over_ranks = self.core
+        if self.sequence_parallel > 1:
+            # One for all layers, as a call of the model has: what it caches is there once.
+            self._core_over_ranks = ExchangedCore(
+                self.core,
+                self.sequence_parallel,
+                self.store,
+                self.stored,
+                stands_in,
+                self._on_held,
+                iter if self.everything else partial(few_of_many, self.recorder),
+            )
 
     @property
     def recorder(self) -> Listener:
@@ -149,13 +164,13 @@ class TracedRuntime(Runtime):
         outputs = run_tiled(
             TiledForward(
                 split=MarkedSplit(split, self.recorder, partial(self._tile_begins, layer.kind)),
-                core=MarkedCore(self._parallel_core, self.recorder),
+                core=MarkedCore(self._core_over_ranks, self.recorder),
                 policy=policy,
                 store=self.store,
                 count=self.counts[layer.kind],
                 replay=NoReplay(x.device),
                 name=layer.kind,
-                join=ExchangedCalls(policy.tiles[-1].stop, self.stored),
+                join=self._joining(policy.tiles[-1].stop),
             ),
             x,
         )
@@ -176,12 +191,9 @@ class TracedRuntime(Runtime):
 
         return Runtime._run_whole(self, layer, told, x, arguments)
 
-    @property
-    def _parallel_core(self) -> Core:
-        ranks = self.sequence_parallel
-        if ranks == 1:
-            return self.core
-        return ExchangedCore(self.core, ranks, self.store, self.stored, self._on_held)
+    def _joining(self, tokens: int) -> Callable[[], CallJoiner] | None:
+        core = self._core_over_ranks
+        return ExchangedCalls(core, tokens) if isinstance(core, ExchangedCore) else None
 
     def _on_held(self, tensor: Tensor) -> None:
         self.calls.mark(tensor, Kind.EXCHANGED, False)

@@ -39,14 +39,23 @@ from planner.trace.live import need_of
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
     """Bytes that one rank sends to its peers in one layer's core, in each direction of the step
-    (sequence parallelism's all-to-alls). Their time is added to the core's.
+    (sequence parallelism's all-to-alls). Their time is added to the core's; what is sent `beside`
+    the core's compute (on a ring) is waited for where it takes longer than that.
     """
 
     forward_bytes: int = 0
     backward_bytes: int = 0
+    forward_beside_bytes: int = 0
+    backward_beside_bytes: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(0, forward_bytes=self.forward_bytes, backward_bytes=self.backward_bytes)
+        check_at_least(
+            0,
+            forward_bytes=self.forward_bytes,
+            backward_bytes=self.backward_bytes,
+            forward_beside_bytes=self.forward_beside_bytes,
+            backward_beside_bytes=self.backward_beside_bytes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +236,18 @@ def layer_cost(
         name=layer.name,
         tiles=layer.tiles,
         last_tile=last_tokens / layer.tile_tokens if layer.tiles > 1 else 1.0,
-        forward=_times(forward, Pass.FORWARD, clock.exchange_s(exchange.forward_bytes)),
-        backward=_times(backward, Pass.BACKWARD, clock.exchange_s(exchange.backward_bytes)),
+        forward=_times(
+            forward,
+            Pass.FORWARD,
+            clock.exchange_s(exchange.forward_bytes),
+            clock.exchange_s(exchange.forward_beside_bytes),
+        ),
+        backward=_times(
+            backward,
+            Pass.BACKWARD,
+            clock.exchange_s(exchange.backward_bytes),
+            clock.exchange_s(exchange.backward_beside_bytes),
+        ),
         recompute=_recompute(backward),
         x_bytes=layer.x_bytes,
         o_bytes=layer.o_bytes,
@@ -265,14 +284,17 @@ def repeated(block: Block) -> Iterator[tuple[OperationCost, int]]:
 
 
 def _times(
-    sums: Mapping[tuple[Segment, Pass], float], direction: Pass, exchange_s: float = 0.0
+    sums: Mapping[tuple[Segment, Pass], float],
+    direction: Pass,
+    exchange_s: float = 0.0,
+    beside_s: float = 0.0,
 ) -> SegmentTimes:
     def of(*segments: Segment) -> float:
         return sum(sums.get((segment, direction), 0.0) for segment in segments)
 
     return SegmentTimes(
         pre_s=of(Segment.PRE),
-        core_s=of(Segment.CORE) + exchange_s,
+        core_s=max(of(Segment.CORE), beside_s) + exchange_s,
         post_s=of(*(s for s in Segment if s not in (Segment.PRE, Segment.CORE))),
     )
 

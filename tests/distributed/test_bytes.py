@@ -1,4 +1,4 @@
-"""Bytes on the wire and in the store: counted, and held against Ulysses' formula."""
+"""Bytes on the wire and in the store: counted, and held against Ulysses' formula and a plan's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from memo.attention.masks import RangeMask
 from memo.parallel.contracts import Stored
-from memo.parallel.shares import share_axes, share_tokens
+from memo.parallel.shares import heads_degree, share_axes, share_tokens
+from memo.planning.collectives import exchange_of
+from planner.contracts import Stored as PlannedStored
 from tests.distributed.jobs import Case, Outcome, attention, several
 from tests.distributed.ranks import run_ranks
+from tests.memo.planning.common import llama
 
 ITEM_BYTES = 8
 CASE = Case(mask=RangeMask.full(64, causal=True), heads=8, kv_heads=8)
@@ -113,3 +117,43 @@ def test_the_store_holds_what_was_asked_for(ranks: int, tmp_path: Path) -> None:
 
 def _own_heads(outcome: Outcome) -> list[tuple[int, int]]:
     return [owners[outcome.rank] for owners in outcome.owners]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "heads", "kv_heads"), [(4, 1, 1), (4, 2, 1), (6, 4, 2), (8, 2, 2)]
+)
+def test_a_ring_sends_what_is_planned(
+    ranks: int, heads: int, kv_heads: int, tmp_path: Path
+) -> None:
+    """To the byte, with as many tokens on every rank; a ring sums gradients in float32."""
+    mask, size = RangeMask.full(5 * ranks, causal=True), CASE.size
+    cases = [
+        replace(
+            CASE, mask=mask, heads=heads, kv_heads=kv_heads, batch=2, stored=stored, dtype=dtype
+        )
+        for stored in Stored
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    config = llama(
+        hidden_size=heads * size, num_attention_heads=heads, num_key_value_heads=kv_heads
+    )
+    by_rank = run_ranks(several, ranks, tmp_path, cases)
+    for case, outcomes in zip(cases, zip(*by_rank, strict=True), strict=True):
+        planned = exchange_of(
+            config,
+            tokens=5,
+            batch=2,
+            ranks=ranks,
+            dtype_bytes=case.dtype.itemsize,
+            stored=PlannedStored(case.stored.value),
+        )
+        forward = planned.forward_bytes + planned.forward_beside_bytes
+        backward = planned.backward_bytes + planned.backward_beside_bytes
+        assert forward == max(sum(outcome.sent_bytes.values()) for outcome in outcomes)
+        assert backward == max(sum(outcome.backward_bytes.values()) for outcome in outcomes)
+        beside = max(outcome.sent_bytes["ring"] for outcome in outcomes)
+        assert planned.forward_beside_bytes == beside > 0
+        # The last gradients on their way home are waited for.
+        both = max(outcome.backward_bytes["ring"] for outcome in outcomes)
+        home = (both - beside) // (ranks // heads_degree(ranks, heads) - 1)
+        assert planned.backward_beside_bytes == both - home

@@ -178,6 +178,10 @@ def test_a_layout_has_them_from_the_core_to_the_core(tier: Tier) -> None:
     if tier is Tier.DEVICE:
         assert len(held) == len(names)
         assert longest > len(operations)
-    else:
-        assert len(held) == 2 * len(names)
-        assert longest <= max(core) + 1 - min(core) < len(operations) / 2
+        return
+    assert len(held) == 2 * len(names)
+    back = max(b.upper - b.lower for b in held if b.id.endswith(" back"))
+    assert back <= max(core) + 1 - min(core) < len(operations) / 2
+    # q, k and v arrive tile by tile, while `pre` runs.
+    until_sent = [op.index for op in layer.recomputed.forward.operations if op.segment != "post"]
+    assert longest <= len(until_sent) < len(layer.recomputed.forward.operations)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from memo.tracing import load_config, trace_step
 from memo.tracing import run as tracing_run
 from memo.tracing import step as tracing_step
+from memo.tracing.runtime import DeviceKind
 from memo.tracing.sampled import SampledModel
 from offload import MemoError
 from planner.codec import PlanError
@@ -26,6 +27,7 @@ from planner.trace import (
     trace_to_json,
 )
 from planner.trace.costs import attention_flops, visible_pairs
+from planner.trace.live import need_of
 from tests.memo.tracing.common import config_of, no_tiles
 
 MILLION = 1 << 20
@@ -92,6 +94,45 @@ def test_a_rank_of_one_is_no_rank() -> None:
     assert abs(ranks.layers[0].o_bytes * 2 - alone.layers[0].o_bytes) < SMALL_BYTES
     core = [_flops(step.layers[0], Segment.CORE, Pass.FORWARD) for step in (alone, ranks)]
     assert core[1] * 2 == core[0] > 0
+
+
+@pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
+def test_more_ranks_than_heads_attend_a_row_of_queries(device_kind: DeviceKind) -> None:
+    """Ranks 1 and 2 of four are a row, and each has one of two heads: their queries see the keys of
+    ranks before them, and those up to themselves of their own.
+    """
+    tokens, size = 300, 64
+    config = config_of("llama", num_attention_heads=2, num_key_value_heads=1)
+    step = trace_step(
+        config, tokens=tokens, tile_tokens=64, sequence_parallel=4, device_kind=device_kind
+    )
+    pairs = 3 * tokens * tokens + 2 * visible_pairs(tokens, tokens, causal=True)
+    for direction in (Pass.FORWARD, Pass.BACKWARD):
+        backward = direction is Pass.BACKWARD
+        want = attention_flops((1, 1, tokens, size), size, pairs, backward=backward)
+        assert _flops(step.layers[0], Segment.CORE, direction) == want
+
+
+@pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
+def test_pieces_of_a_ring_that_are_alike_are_traced_a_few_times(device_kind: DeviceKind) -> None:
+    few, every = (
+        trace_step(
+            config_of("llama", num_attention_heads=8, num_key_value_heads=8),
+            tokens=100,
+            tile_tokens=25,
+            sequence_parallel=16,
+            device_kind=device_kind,
+            everything=everything,
+        )
+        for everything in (False, True)
+    )
+    for direction in (Pass.FORWARD, Pass.BACKWARD):
+        costs = [_flops(step.layers[0], Segment.CORE, direction) for step in (few, every)]
+        assert costs[0] == costs[1] > 0
+    blocks = [step.layers[0].recomputed for step in (few, every)]
+    for some, all_of in zip(*((part.forward, part.backward) for part in blocks), strict=True):
+        assert len(some.operations) < 0.7 * len(all_of.operations)
+        assert need_of(some) == need_of(all_of)
 
 
 def test_adapters_alone_take_gradients() -> None:

@@ -172,6 +172,17 @@ def test_an_exchange_takes_the_cores_time() -> None:
         step_cost(TRACE, alone, Extras(exchange={"layer": exchange}))
 
 
+def test_what_is_sent_beside_the_core_takes_what_is_longer_than_it() -> None:
+    exchange = Exchange(
+        forward_bytes=100, forward_beside_bytes=49, backward_beside_bytes=300, backward_bytes=50
+    )
+    cost = step_cost(TRACE, HARDWARE, Extras(exchange={"layer": exchange}))
+    assert cost.layers[0].forward.core_s == pytest.approx(2.0 + 4.0)
+    assert cost.layers[0].backward.core_s == pytest.approx(12.0 + 2.0)
+    with pytest.raises(ValueError, match="forward_beside_bytes is -1"):
+        Exchange(forward_beside_bytes=-1)
+
+
 def test_model_flops_leave_out_what_is_run_twice() -> None:
     # Per layer: three times a core of 16, and three times a whole of 10 for each of three tiles;
     # `pre` is run again within it.
