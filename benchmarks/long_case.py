@@ -56,14 +56,16 @@ class LayerDone:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankResult:
     """One rank's step. `base_bytes`: weights, gradients' buffers and optimizer states, counted
-    tensor by tensor; `growth_bytes`: how far the process's resident memory rose above what it was
-    when the step began. `sent_bytes` by transport; `cpu_s` of this process during the step.
+    tensor by tensor; `growth_bytes`: of tensors, above what they were when the step began, at most;
+    `resident_bytes`: how far the process's resident memory rose, by `method`, with the record of
+    tensors. `sent_bytes` by transport; `cpu_s` of this process during the step.
     """
 
     rank: int
     tokens: int
     base_bytes: int
     growth_bytes: int
+    resident_bytes: int
     method: str
     step_s: float
     cpu_s: float

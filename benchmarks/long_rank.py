@@ -20,6 +20,7 @@ from transformers.utils import logging
 import memo
 from benchmarks.long_case import LayerDone, LongCase, RankResult
 from benchmarks.random_model import SEED, random_model
+from benchmarks.tensor_peak import TensorPeak
 from benchmarks.ulysses_ranks import Say
 from memo.measure import PeakMemory, exact_malloc
 from memo.parallel.shares import share_tokens, unit_tokens
@@ -47,14 +48,15 @@ def run_rank(say: Say, case: LongCase) -> RankResult:
         _say_layers(model, case.layers, say)
     dist.barrier()
     started_s, cpu_before_s = time.perf_counter(), time.process_time()
-    with PeakMemory() as peak:
+    with PeakMemory() as resident, TensorPeak() as peak:
         loss = _step(model, optimizer, ids)
     return RankResult(
         rank=dist.get_rank(),
         tokens=shares.tokens[dist.get_rank()],
         base_bytes=base_bytes + 2 * ids.nbytes,
         growth_bytes=peak.growth_bytes,
-        method=peak.method,
+        resident_bytes=resident.growth_bytes,
+        method=resident.method,
         step_s=time.perf_counter() - started_s,
         cpu_s=time.process_time() - cpu_before_s,
         loss=loss,

@@ -53,11 +53,12 @@ def table(result: LongResult) -> Table:
     shown = Table(
         title=f"{case.tokens:,} tokens over {case.ranks} ranks, {case.layers} layers of "
         f"{case.hidden}, window {case.window:,}, {case.dtype}: one step",
-        caption=f"peak: weights and optimizer states, and resident memory above them in the step; "
-        f"planned {format_bytes(result.prediction.peak_bytes)}; worst {result.worst_error:+.1%}; "
+        caption="peak: of all tensors; resident: weights and optimizer states, and the process's "
+        "resident memory above them in the step (kernels' scratch, what gloo stages); planned "
+        f"{format_bytes(result.prediction.peak_bytes)}; worst {result.worst_error:+.1%}; "
         f"{result.wall_s:,.0f} s in all",
     )
-    for name in ("rank", "tokens", "peak", "planned", "sent", "step", "CPU", "loss"):
+    for name in ("rank", "tokens", "peak", "planned", "resident", "sent", "step", "CPU", "loss"):
         shown.add_column(name, justify="right")
     for rank in result.ranks:
         shown.add_row(
@@ -65,6 +66,7 @@ def table(result: LongResult) -> Table:
             f"{rank.tokens:,}",
             format_bytes(rank.peak_bytes),
             f"{result.error(rank):+.1%}",
+            format_bytes(rank.base_bytes + rank.resident_bytes),
             format_bytes(sum(rank.sent_bytes.values())),
             f"{rank.step_s:,.1f} s",
             f"{rank.cpu_s:,.1f} s",

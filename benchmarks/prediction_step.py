@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -24,6 +23,7 @@ import memo
 from benchmarks.prediction_contracts import PLANNED, Job, Measured
 from benchmarks.prediction_models import config_of
 from benchmarks.random_model import random_model
+from benchmarks.tensor_peak import living_tensors
 from memo.training.optimizer import MasterAdamW
 from memo.wrap import runtime_of
 from planner.trace.recorder import Recorder, peak_bytes
@@ -110,7 +110,7 @@ class Step:
         slabs = {_key(memory) for pool in pools for memory in pool.memories}
         recorder = Recorder(with_costs=False)
         with recorder:
-            recorder.know(tensor for tensor in _tensors() if _key(tensor) not in slabs)
+            recorder.know(tensor for tensor in living_tensors() if _key(tensor) not in slabs)
             base = sum(storage.size_bytes for storage in recorder.tape.storages)
             self.run()
         host = {_key(memory) for pool in pools for memory in pool.memories}
@@ -134,13 +134,6 @@ def _wrap(model: PreTrainedModel, job: Job) -> None:
         skeletal=SKELETAL[placement],
         spill_dir=job.spill_dir if spills else None,
     )
-
-
-def _tensors() -> Iterator[Tensor]:
-    """All that are alive, those that only C++ holds excepted."""
-    gc.collect()
-    # Some modules' objects answer `isinstance` with a warning.
-    return (found for found in gc.get_objects() if issubclass(type(found), Tensor))
 
 
 def _key(tensor: Tensor) -> int:
