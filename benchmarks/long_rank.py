@@ -20,7 +20,7 @@ from transformers.utils import logging
 import memo
 from benchmarks.long_case import LayerDone, LongCase, RankResult
 from benchmarks.random_model import SEED, random_model
-from benchmarks.tensor_peak import TensorPeak
+from benchmarks.tensor_peak import tensor_peak
 from benchmarks.ulysses_ranks import Say
 from memo.measure import PeakMemory, exact_malloc
 from memo.parallel.shares import share_tokens, unit_tokens
@@ -48,7 +48,7 @@ def run_rank(say: Say, case: LongCase) -> RankResult:
         _say_layers(model, case.layers, say)
     dist.barrier()
     started_s, cpu_before_s = time.perf_counter(), time.process_time()
-    with PeakMemory() as resident, TensorPeak() as peak:
+    with PeakMemory() as resident, tensor_peak() as peak:
         loss = _step(model, optimizer, ids)
     return RankResult(
         rank=dist.get_rank(),

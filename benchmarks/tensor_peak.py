@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from types import TracebackType
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from planner.trace.recorder import Recorder, peak_bytes
 
 
-class TensorPeak(AbstractContextManager["TensorPeak"]):
-    """`base_bytes` of storages on entry, and on exit `growth_bytes` above them at most."""
+@dataclass(slots=True)
+class TensorPeak:
+    """How far tensors' bytes rose above what they were on entry, once the block is over."""
 
-    def __init__(self) -> None:
-        self.base_bytes = self.growth_bytes = 0
-        self._recorder = Recorder(with_costs=False)
+    growth_bytes: int = 0
 
-    def __enter__(self) -> TensorPeak:
-        self._recorder.__enter__()  # type: ignore[no-untyped-call]
-        self._recorder.know(living_tensors())
-        self.base_bytes = sum(storage.size_bytes for storage in self._recorder.tape.storages)
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._recorder.__exit__(kind, error, trace)
-        self.growth_bytes = peak_bytes(self._recorder.tape) - self.base_bytes
+@contextmanager
+def tensor_peak() -> Iterator[TensorPeak]:
+    """Watch what runs inside."""
+    found, recorder = TensorPeak(), Recorder(with_costs=False)
+    with recorder:
+        recorder.know(living_tensors())
+        base_bytes = sum(storage.size_bytes for storage in recorder.tape.storages)
+        yield found
+    found.growth_bytes = peak_bytes(recorder.tape) - base_bytes
 
 
 def living_tensors() -> Iterator[Tensor]:
