@@ -7,7 +7,7 @@ rank does in layers with as many heads stands in `layout.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -75,15 +75,20 @@ class ParallelCore:
             layout, fused = self._exchanged(cast)
             heads = cast.heads if fused is None else heads_of(fused)
             inner = self._inner_call(layout, cast, heads)
-            with own_numbers(self.rank) if options_of(inner).dropout else nullcontext():
+            with self._numbers() if options_of(inner).dropout else nullcontext():
                 o, state = layout.inner.forward(inner, tier)
             del heads, inner
             if fused is None:
                 return o, None if state is None else ParallelState(state, None)
             held = None if tier is None else self._keep(fused, o, tier)
-            del fused
-            (own,) = layout.axis.to_tokens([o], [layout.shares.q])
+            parts = [o]
+            del fused, o
+            (own,) = layout.axis.to_tokens(parts, [layout.shares.q])
         return own, None if state is None else ParallelState(state, held)
+
+    def _numbers(self) -> AbstractContextManager[None]:
+        """What attention's dropout draws inside, no other rank draws."""
+        return own_numbers(self.rank)
 
     def _exchanged(self, call: CoreCall) -> tuple[Layout, Fused | None]:
         """q, k and v of own heads and all tokens; None where there is nothing to exchange."""

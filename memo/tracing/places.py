@@ -1,13 +1,13 @@
 """Which of the ranks that share a sequence is traced, and what it runs inside the exchange.
 
-Scope: shares by the runtime's own functions (`memo.parallel.shares`), and the runtime's ring with
-nobody on it. What is allocated around the core stands in `exchanged.py`.
+Scope: shares by the runtime's own functions (`memo.parallel.shares`), the runtime's ring, and a
+wire with nobody on it. The exchange around the core stands in `exchanged.py`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,15 +64,14 @@ class Place:
         return cls(share_axes(ranks, degree), shares, sizes.index(max(sizes)))
 
     @property
-    def degree(self) -> int:
-        """Ranks that exchange heads for tokens; 1: nothing is exchanged."""
-        return len(self.axes.rows[0])
+    def members(self) -> tuple[int, ...]:
+        """The ranks of its row, which exchange heads for tokens."""
+        return self.axes.rows[-1]
 
     @property
-    def heads(self) -> tuple[int, int, int]:
-        """The rank's, of q, k and v."""
-        q, kv = (_size(owners[self.place]) for owners in (self.shares.q, self.shares.kv))
-        return q, kv, kv
+    def degree(self) -> int:
+        """How many they are; 1: nothing is exchanged."""
+        return len(self.members)
 
     def core(
         self, core: Core, store: TensorStore, tokens: int, pieces: Pieces, *, is_cuda: bool
@@ -93,7 +92,7 @@ class Place:
         spans = tuple(
             tuple((rank * tokens, (rank + 1) * tokens) for rank in members) for members in rows
         )
-        wire = _Nobody.of(column[-1], len(rows) * self.degree)
+        wire = Nobody.of(column[-1], len(rows) * self.degree)
         return RingAxis(wire, column, spans, len(rows) - 1)
 
 
@@ -101,8 +100,14 @@ def _size(heads: tuple[int, int]) -> int:
     return heads[1] - heads[0]
 
 
-class _Nobody(LoneWire):
+class Nobody(LoneWire):
     """A wire on which what would be received is memory alone: a copy would take compute's time."""
+
+    def all_to_all(
+        self, sent: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int]
+    ) -> Transit:
+        """See `Wire`."""
+        return Transit([], sent, sent.new_empty(sum(receive_counts)))
 
     def shift(self, sent: Tensor, count: int, *, to: int, source: int) -> Transit:
         """See `Wire`."""

@@ -26,7 +26,6 @@ from memo.tracing.marks import Listener, MarkedCore, MarkedSplit, MarkedTiles, M
 from memo.tracing.places import few_of_many
 from memo.tracing.settled import NoReplay
 from offload import (
-    Core,
     Policy,
     Tile,
     TiledForward,
@@ -35,7 +34,6 @@ from offload import (
     split_tokens,
     spread_placements,
 )
-from offload.contracts import CallJoiner
 from planner.contracts import Stored
 from planner.trace.contracts import Kind, Pass, Segment
 from planner.trace.sampling import Sample
@@ -106,27 +104,16 @@ class TracedRuntime(Runtime):
     is_fake: bool = field(kw_only=True, default=True)
     fastest: Fastest = field(kw_only=True, default_factory=Fastest)
     _tuple_lengths: dict[str, int | None] = field(init=False, default_factory=dict)
-    _core_over_ranks: Core = field(init=False)
+    _core_over_ranks: ExchangedCore | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         Runtime.__post_init__(self)
         self.store = MarkingStore(None, len(self.layers), on_put=self.calls.mark)
-        stands_in = self.is_fake and self.device_kind == "cuda"
         self.core = (
-            FusedCore(self.store) if stands_in else AttentionCore(self.store, fastest=self.fastest)
+            FusedCore(self.store)
+            if self._stands_in
+            else AttentionCore(self.store, fastest=self.fastest)
         )
-        self._core_over_ranks = self.core
-        if self.sequence_parallel > 1:
-            # One for all layers, as a call of the model has: what it caches is there once.
-            self._core_over_ranks = ExchangedCore(
-                self.core,
-                self.sequence_parallel,
-                self.store,
-                self.stored,
-                stands_in,
-                self._on_held,
-                iter if self.everything else partial(few_of_many, self.recorder),
-            )
 
     @property
     def recorder(self) -> Listener:
@@ -161,16 +148,17 @@ class TracedRuntime(Runtime):
     def _run_tiled(self, layer: WrappedLayer, x: Tensor, arguments: LayerArguments) -> Any:
         split = HFLayer(layer.module, arguments, self.switch, collected_names())
         policy = self.policy(x, layer.module)
+        over_ranks = self._over_ranks(x.shape[1])
         outputs = run_tiled(
             TiledForward(
                 split=MarkedSplit(split, self.recorder, partial(self._tile_begins, layer.kind)),
-                core=MarkedCore(self._core_over_ranks, self.recorder),
+                core=MarkedCore(over_ranks or self.core, self.recorder),
                 policy=policy,
                 store=self.store,
                 count=self.counts[layer.kind],
                 replay=NoReplay(x.device),
                 name=layer.kind,
-                join=self._joining(policy.tiles[-1].stop),
+                join=None if over_ranks is None else ExchangedCalls(over_ranks),
             ),
             x,
         )
@@ -191,9 +179,26 @@ class TracedRuntime(Runtime):
 
         return Runtime._run_whole(self, layer, told, x, arguments)
 
-    def _joining(self, tokens: int) -> Callable[[], CallJoiner] | None:
-        core = self._core_over_ranks
-        return ExchangedCalls(core, tokens) if isinstance(core, ExchangedCore) else None
+    def _over_ranks(self, tokens: int) -> ExchangedCore | None:
+        """That of ranks with so many tokens; one for all layers, as a call of the model has: what
+        it caches is there once.
+        """
+        if self._core_over_ranks is None and self.sequence_parallel > 1:
+            self._core_over_ranks = ExchangedCore.of(
+                self.core,
+                self.store,
+                self.sequence_parallel,
+                tokens,
+                self.stored,
+                is_cuda=self._stands_in,
+                pieces=iter if self.everything else partial(few_of_many, self.recorder),
+                on_held=self._on_held,
+            )
+        return self._core_over_ranks
+
+    @property
+    def _stands_in(self) -> bool:
+        return self.is_fake and self.device_kind == "cuda"
 
     def _on_held(self, tensor: Tensor) -> None:
         self.calls.mark(tensor, Kind.EXCHANGED, False)
