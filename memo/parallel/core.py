@@ -93,7 +93,7 @@ class ParallelCore:
     def _exchanged(self, call: CoreCall) -> tuple[Layout, Fused | None]:
         """q, k and v of own heads and all tokens; None where there is nothing to exchange."""
         if isinstance(call.options, Exchanged):
-            return call.options.layout, call.options.fused
+            return call.options.layout, call.options.take()
         layout = self.layout_of(call)
         if layout.is_alone:
             return layout, None
@@ -131,7 +131,7 @@ class ParallelCore:
     ) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
         """Gradients of own heads and all tokens, after one all-to-all of what is missing."""
         assert isinstance(end.state, ParallelState)
-        # The ticket goes with `state`: what is held need not lie beside gradients that are sent.
+        # The ticket goes with `state`, o with `end`: they need not lie beside gradients.
         state = end.state
         end.state = state.inner
         held = () if state.held is None else self.store.get(state.held)
@@ -141,6 +141,7 @@ class ParallelCore:
         if not held:
             parts.append(end.o)
             owners.append(layout.shares.q)
+        del end.o
         fused = self._fused(layout, call, held)
         if fused is None:
             parts.extend(swapped(call.heads))
@@ -160,7 +161,7 @@ class ParallelCore:
         """q, k and v, if they were stored after the exchange or exchanged tile by tile."""
         if len(held) > 1:
             return layout.fused(call, held[1])
-        return call.options.fused if isinstance(call.options, Exchanged) else None
+        return call.options.take() if isinstance(call.options, Exchanged) else None
 
     def layout_of(self, call: CoreCall) -> Layout:
         """The layout for calls with as many heads."""

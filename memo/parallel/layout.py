@@ -46,15 +46,22 @@ class Layout:
         return tensor[slice(*self.shares.q[self.axis.place])]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exchanged:
-    """Options of a call that was exchanged tile by tile (`tiled.py`): `fused` holds q, k and v of
-    own heads and all tokens, and `options` are the tiles'.
+    """Options of a call that was exchanged tile by tile (`tiled.py`), and whose heads have no
+    tokens: q, k and v of own heads and all tokens are `fused`, until they are taken. `options` are
+    the tiles'.
     """
 
     options: AttentionOptions
     layout: Layout
-    fused: Fused
+    fused: Fused | None
+
+    def take(self) -> Fused:
+        """q, k and v, whose memory the caller alone holds from now on."""
+        assert self.fused is not None, "they were taken"
+        fused, self.fused = self.fused, None
+        return fused
 
 
 def swapped(tensors: Sequence[Tensor]) -> list[Tensor]:

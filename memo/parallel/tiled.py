@@ -16,7 +16,7 @@ from memo.attention.pieces import options_of
 from memo.parallel.contracts import Stored
 from memo.parallel.core import ParallelCore
 from memo.parallel.exchange import Arrival, Fused
-from memo.parallel.layout import Exchanged, Layout, heads_of, swapped
+from memo.parallel.layout import Exchanged, Layout, swapped
 from offload import CoreCall, Tile
 from offload.contracts import CallJoiner
 from offload.forward import JoinedCall
@@ -104,7 +104,7 @@ class TiledExchange:
             self._send(layout, [head.detach() for head in cast.heads])
 
     def value(self) -> CoreCall:
-        """The call for the core: own heads of all tokens. Every tile must have been written."""
+        """The call for the core, its heads in its options. Every tile must have been written."""
         assert self._layout is not None, "no tile was written"
         if self._layout.is_alone:
             return self._alone.value()
@@ -115,8 +115,8 @@ class TiledExchange:
             self._take()
         assert self._whole is not None
         options = Exchanged(options_of(self._first), self._layout, self._whole)
-        extras = self._first.extras
-        return CoreCall(heads=heads_of(self._whole), extras=extras, options=options)
+        self._whole = None
+        return replace(self._first, options=options)
 
     def _send(self, layout: Layout, heads: list[Tensor]) -> None:
         tokens = [self._tokens_in(self._sent_rounds, of) for of in layout.axis.tokens]

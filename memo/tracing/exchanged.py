@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from memo.parallel.contracts import Stored as StoredHere
 from memo.parallel.contracts import TokenShares
 from memo.parallel.core import ParallelCore
 from memo.parallel.exchange import Arrival, Fused, HeadsAxis
-from memo.parallel.layout import Exchanged, Layout, heads_of, swapped
+from memo.parallel.layout import Exchanged, Layout, swapped
 from memo.parallel.tiled import StoredExchange, without_tokens
 from memo.parallel.view import SequenceView
 from memo.tracing.places import Nobody, Pieces, Place
@@ -136,7 +136,7 @@ class TracedExchange:
             self._take()
 
     def value(self) -> CoreCall:
-        """The call for the core: own heads of all tokens."""
+        """The call for the core, its heads in its options."""
         assert self._layout is not None, "no tile was written"
         if self._layout.is_alone:
             return self._alone.value()
@@ -145,8 +145,8 @@ class TracedExchange:
             self._take()
         assert self._whole is not None
         options = Exchanged(options_of(self._first), self._layout, self._whole)
-        extras = self._first.extras
-        return CoreCall(heads=heads_of(self._whole), extras=extras, options=options)
+        self._whole = None
+        return replace(self._first, options=options)
 
     def _take(self) -> None:
         assert self._whole is not None
