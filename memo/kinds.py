@@ -1,4 +1,4 @@
-"""Finding a model's decoder layers and norms, and telling kinds of layers apart.
+"""Finding a model in its wrappers, its decoder layers and norms, and telling kinds of layers apart.
 
 Scope: names and structure; whether a kind can be tiled is `check.py`'s business.
 """
@@ -9,9 +9,26 @@ from collections import Counter
 from collections.abc import Hashable
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from memo.runtime import WrappedLayer
+from offload import MemoError
+
+
+def root_of(model: nn.Module) -> PreTrainedModel:
+    """The outermost Hugging Face model: `model` itself, or the one within PEFT's or another
+    wrapper.
+
+    Raises:
+        MemoError: for what is none, and has none in it.
+    """
+    if not isinstance(model, nn.Module):
+        raise MemoError(f"memo wraps Hugging Face models, not a {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise MemoError(f"memo wraps Hugging Face models, and {type(model).__name__} has none in it")
 
 
 def find_layers(model: nn.Module) -> list[WrappedLayer]:
@@ -45,6 +62,25 @@ def _outermost_layers(model: nn.Module) -> list[nn.Module]:
         ):
             found[name] = module
     return list(found.values())
+
+
+def samples_of(layers: list[WrappedLayer]) -> dict[str, nn.Module]:
+    """The first layer of each kind."""
+    samples: dict[str, nn.Module] = {}
+    for layer in layers:
+        samples.setdefault(layer.kind, layer.module)
+    return samples
+
+
+def owners_of(root: nn.Module, layers: list[WrappedLayer]) -> list[nn.Module]:
+    """Every Hugging Face model that has the layers in it: the body may be called on its own."""
+    inside = {id(layer.module) for layer in layers}
+    return [
+        module
+        for module in root.modules()
+        if isinstance(module, PreTrainedModel)
+        and any(id(child) in inside for child in module.modules())
+    ]
 
 
 def find_norms(model: nn.Module, layers: list[WrappedLayer]) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from memo.attention.interface import register
 from memo.check import check_layers, is_tokenwise
 from memo.contracts import LayerMode, PlacementLike
 from memo.entry import Entry
-from memo.kinds import find_layers, find_norms
+from memo.kinds import find_layers, find_norms, owners_of, root_of, samples_of
 from memo.parallel.groups import SequenceParallelLike
 from memo.parallel.setup import set_up
 from memo.runtime import Runtime, WrappedLayer
@@ -137,7 +137,7 @@ def wrap(
     runtime = _runtime(root, layers, by_hand, said)
     runtime.leaves = mark_leaves(layer.module for layer in layers)
     root.__dict__[_RUNTIME] = runtime
-    for owner in _owners(root, layers):
+    for owner in owners_of(root, layers):
         Entry(owner, runtime).install()
     for kind, mode in runtime.modes.items():
         if not mode.is_tiled:
@@ -152,7 +152,7 @@ def unwrap(model: ModelT) -> ModelT:
     Raises:
         MemoError: for a model that is not wrapped.
     """
-    root = _root(model)
+    root = root_of(model)
     # What others laid over our forwards in the meantime (mixed precision) still calls them.
     runtime_of(root).is_removed = True
     unmark_leaves(runtime_of(root).leaves)
@@ -170,7 +170,7 @@ def runtime_of(model: nn.Module) -> Runtime:
     Raises:
         MemoError: for a model that is not wrapped.
     """
-    root = _root(model)
+    root = root_of(model)
     runtime = _runtime_or_none(root)
     if runtime is None:
         raise MemoError(f"this {type(root).__name__} is not wrapped; call memo.wrap(model) first")
@@ -182,21 +182,9 @@ def _runtime_or_none(root: nn.Module) -> Runtime | None:
     return runtime
 
 
-def _root(model: nn.Module) -> PreTrainedModel:
-    """The outermost Hugging Face model: `model` itself, or the one within PEFT's or another
-    wrapper.
-    """
-    if not isinstance(model, nn.Module):
-        raise MemoError(f"memo wraps Hugging Face models, not a {type(model).__name__}")
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise MemoError(f"memo wraps Hugging Face models, and {type(model).__name__} has none in it")
-
-
 def _wrappable(model: nn.Module) -> tuple[PreTrainedModel, list[WrappedLayer]]:
     """The model in it that is wrapped, and its layers."""
-    root = _root(model)
+    root = root_of(model)
     if any(isinstance(module.__dict__.get("forward"), Entry) for module in root.modules()):
         raise MemoError(f"this {type(root).__name__} is wrapped already; memo.unwrap it first")
     layers = find_layers(root)
@@ -213,7 +201,7 @@ def _runtime(
     root: PreTrainedModel, layers: list[WrappedLayer], by_hand: Settings | None, said: Arguments
 ) -> Runtime:
     """What the model is found to be, and what it is to do."""
-    samples = _samples(layers)
+    samples = samples_of(layers)
     with whole_parameters(root, (layer.module for layer in layers), samples.values()):
         modes = check_layers(root, samples)
         settings = by_hand or _planned(root, layers, modes, said)
@@ -241,23 +229,5 @@ def _planned(
     return planned_settings(root, live_model(root, layers, modes), said)
 
 
-def _samples(layers: list[WrappedLayer]) -> dict[str, nn.Module]:
-    samples: dict[str, nn.Module] = {}
-    for layer in layers:
-        samples.setdefault(layer.kind, layer.module)
-    return samples
-
-
 def _switch(root: nn.Module, modes: dict[str, LayerMode]) -> Switch:
     return Switch.of(root, attention=any(mode.is_tiled for mode in modes.values()))
-
-
-def _owners(root: nn.Module, layers: list[WrappedLayer]) -> list[nn.Module]:
-    """Every Hugging Face model that has the layers in it: the body may be called on its own."""
-    inside = {id(layer.module) for layer in layers}
-    return [
-        module
-        for module in root.modules()
-        if isinstance(module, PreTrainedModel)
-        and any(id(child) in inside for child in module.modules())
-    ]

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from memo.attention.interface import register
 from memo.check import check_layers
-from memo.kinds import find_layers
+from memo.kinds import find_layers, samples_of
 from memo.measure import PeakMemory
 from memo.parallel.alone import LoneWire
 from memo.parallel.call import Parallel
@@ -29,7 +29,7 @@ from memo.parallel.shares import share_tokens, unit_tokens
 from memo.planning.predicting import Predictor
 from memo.planning.request import PlanRequest
 from memo.planning.states import states_of
-from memo.wrap import _samples, runtime_of, unwrap, wrap
+from memo.wrap import runtime_of, unwrap, wrap
 from planner.contracts import Placement, Stored, Tier
 
 _WARM_UP_TOKENS = 128
@@ -125,7 +125,7 @@ def _check_shareable(model: nn.Module) -> None:
         MemoError: for a model whose tokens cannot be shared.
     """
     register()
-    samples = _samples(find_layers(model))
+    samples = samples_of(find_layers(model))
     check_kinds(samples, check_layers(model, samples))
     check_entrance(model, samples)
 

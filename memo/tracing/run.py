@@ -22,12 +22,11 @@ from memo.attention.fastest import Fastest
 from memo.attention.interface import SplitError, register
 from memo.contracts import LayerMode, Options
 from memo.entry import Entry
-from memo.kinds import find_layers, find_norms
+from memo.kinds import find_layers, find_norms, owners_of, root_of
 from memo.runtime import WrappedLayer
 from memo.switch import Switch
 from memo.tracing.runtime import Calls, DeviceKind, TracedRuntime
 from memo.tracing.settled import settled
-from memo.wrap import _owners, _root
 from offload import MemoError, Placement, Tier
 from planner.contracts import Stored, Train
 from planner.trace.blocks import EMBEDDING, HEAD, Blocks, Cut, Ends
@@ -88,8 +87,9 @@ def run_step(
                 raise
             modes[kind] = LayerMode(f"SplitError: {error}")
         except _VALUES_ASKED as error:
+            name = type(root_of(model)).__name__
             raise MemoError(
-                f"{type(_root(model)).__name__} looks at values, which a trace has none of: {error}"
+                f"{name} looks at values, which a trace has none of: {error}"
             ) from error
 
 
@@ -101,7 +101,7 @@ def _run(
     calls: Calls,
     recorder: Recorder,
 ) -> Run:
-    root = _root(model)
+    root = root_of(model)
     runtime = traced_runtime(modes, root, request, placement, calls)
     ids = torch.zeros((request.batch, request.tokens), dtype=torch.int64)
     labels = torch.zeros_like(ids)
@@ -176,7 +176,7 @@ def traced_runtime(
 def installed(root: nn.Module, runtime: TracedRuntime) -> Iterator[None]:
     """`root` runs by `runtime` inside."""
     register()
-    entries = [Entry(owner, runtime) for owner in _owners(root, runtime.layers)]
+    entries = [Entry(owner, runtime) for owner in owners_of(root, runtime.layers)]
     for entry in entries:
         entry.install()
     try:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from memo.kinds import find_layers
+from memo.kinds import find_layers, root_of
 from memo.tracing.models import refusals_told, without_initialising
-from memo.wrap import _root
 
 _SPREAD = 0.02
 """Of weights: what most configs have as `initializer_range`."""
@@ -79,7 +78,7 @@ def _run_modules(model: nn.Module) -> Iterator[nn.Module]:
     """All but those of layers after the first of their kind."""
     firsts, others = set[str](), set[int]()
     run: set[int] = set()
-    for layer in find_layers(_root(model)):
+    for layer in find_layers(root_of(model)):
         ids = {id(module) for module in layer.module.modules()}
         if layer.kind in firsts:
             others |= ids

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from memo.contracts import LayerMode
-from memo.kinds import find_layers
+from memo.kinds import find_layers, root_of
 from memo.tracing.models import fake_model, load_config
 from memo.tracing.run import Request, Run, run_step
 from memo.tracing.runtime import DeviceKind
 from memo.tracing.settled import TracingMode
 from memo.tracing.twin import layer_modes
-from memo.wrap import _root
 from offload import MemoError, Placement
 from planner.contracts import Stored, Train
 from planner.trace.blocks import EMBEDDING, HEAD
@@ -74,7 +73,7 @@ def trace_step(
     mode = TracingMode()
     with mode:
         root = fake_model(config, dtype, train=train)
-    layers = find_layers(_root(root))
+    layers = find_layers(root_of(root))
     if not layers:
         raise MemoError(f"{type(root).__name__} has no decoder layers that memo can wrap")
     told = layer_modes(config, layers)

@@ -19,12 +19,11 @@ from transformers import PreTrainedModel
 
 from memo.attention.fastest import Fastest, Remembered
 from memo.contracts import LayerMode
-from memo.kinds import find_layers
+from memo.kinds import find_layers, root_of
 from memo.tracing.run import Request, installed, traced_runtime
 from memo.tracing.runtime import Calls
 from memo.tracing.settled import settled
 from memo.tracing.twin import layer_modes
-from memo.wrap import _root
 from offload import Placement
 from offload.cuda import CudaStreams
 from planner.trace.blocks import EMBEDDING, HEAD
@@ -77,7 +76,7 @@ def time_step(
     for name, value in {**sizes, "tile_tokens": 1 if tile_tokens is None else tile_tokens}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: takes 1 or more")
-    root, param = _root(model), next(model.parameters())
+    root, param = root_of(model), next(model.parameters())
     request = Request(
         tokens=tokens,
         batch=batch,

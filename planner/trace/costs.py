@@ -89,15 +89,18 @@ def _backward(arguments: Arguments) -> int:
 
 
 def _flash(arguments: Arguments, *, backward: bool) -> int:
-    """Of q as [batch, tokens, heads, head_dim], or without batch: all rows in one."""
+    """Of q as [batch, tokens, heads, head_dim], or as [tokens, heads, head_dim] of sequences one
+    behind another, each taken to be as long as the longest.
+    """
     q, k, v = (arguments[name] for name in ("query", "key", "value"))
-    queries, heads, head_dim = q.shape[-3:]
+    (queries, heads, head_dim), keys = q.shape[-3:], k.shape[-3]
+    if arguments["cum_seq_q"] is not None:
+        queries, keys = int(arguments["max_q"]), int(arguments["max_k"])
     back = arguments["window_size_left"]
     window = None if back is None or back < 0 else int(back) + 1
-    pairs = visible_pairs(queries, k.shape[-3], causal=bool(arguments["is_causal"]), window=window)
-    batch = q.numel() // (queries * heads * head_dim)
-    shape = (batch, heads, queries, head_dim)
-    return attention_flops(shape, v.shape[-1], pairs, backward=backward)
+    pairs = visible_pairs(queries, keys, causal=bool(arguments["is_causal"]), window=window)
+    each = attention_flops((1, heads, queries, head_dim), v.shape[-1], pairs, backward=backward)
+    return int(each * (q.numel() // (heads * head_dim)) // queries)
 
 
 def _flash_forward(arguments: Arguments) -> int:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import offload
 from memo.contracts import LayerMode
-from memo.kinds import find_layers
+from memo.kinds import find_layers, root_of
 from memo.planning.applied import (
     check_model,
     division_note,
@@ -25,7 +25,6 @@ from memo.planning.applied import (
 from memo.planning.forecast import forecast_of, runtime_bytes
 from memo.planning.live import LiveModel, live_model
 from memo.tracing import trace_step
-from memo.wrap import _root
 from offload import spread_placements
 from planner.codec import PlanError
 from planner.contracts import LayerSwap, NoPlan, Placement, Plan, SwapPlan, Tier
@@ -238,8 +237,8 @@ def test_the_hosts_limit_has_room_for_alignment_and_keeps_the_budget() -> None:
 
 
 def _read(model: nn.Module) -> LiveModel:
-    layers = find_layers(_root(model))
-    return live_model(_root(model), layers, {layer.kind: LayerMode() for layer in layers})
+    layers = find_layers(root_of(model))
+    return live_model(root_of(model), layers, {layer.kind: LayerMode() for layer in layers})
 
 
 @pytest.mark.parametrize("tied", [False, True])

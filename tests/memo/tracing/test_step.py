@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,24 @@ def test_a_rank_of_one_is_no_rank() -> None:
     assert abs(ranks.layers[0].o_bytes * 2 - alone.layers[0].o_bytes) < SMALL_BYTES
     core = [_flops(step.layers[0], Segment.CORE, Pass.FORWARD) for step in (alone, ranks)]
     assert core[1] * 2 == core[0] > 0
+
+
+@pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_sequences_of_a_batch_do_not_attend_each_other(
+    device_kind: DeviceKind, family: str
+) -> None:
+    def flops(batch: int) -> list[int]:
+        traced = trace_step(config_of(family), tokens=600, batch=batch, device_kind=device_kind)
+        blocks = [(t.recomputed.forward, t.recomputed.backward) for t in traced.layers]
+        return [
+            sum(op.flops for op in block.operations if "attention" in op.name)
+            for block in itertools.chain(*blocks)
+        ]
+
+    alone = flops(1)
+    assert flops(3) == [3 * each for each in alone]
+    assert min(alone) > 0
 
 
 @pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
