@@ -94,6 +94,8 @@ def fake_model(config: PreTrainedConfig, dtype: torch.dtype, *, train: Train = "
     """
     text = copy.deepcopy(config.get_text_config())  # a model writes its dtype into its config
     with refusals_told(config):
+        if text.vocab_size < 1:  # transformers makes a model of no words
+            raise ValueError(f"vocab_size is {text.vocab_size}: takes 1 or more")
         with without_initialising():
             model = AutoModelForCausalLM.from_config(text, dtype=dtype)
         model.tie_weights()  # is left out with the initialising

@@ -248,6 +248,8 @@ def test_a_config_that_makes_no_model_is_refused() -> None:
         trace_step(config, tokens=10)
     with pytest.raises(MemoError, match="made of a LlamaConfig: KeyError: 'nope'"):
         SampledModel.of(config, torch.float32)
+    with pytest.raises(MemoError, match="made of a LlamaConfig: vocab_size is 0: takes 1 or more"):
+        trace_step(config_of("llama", vocab_size=0, pad_token_id=None), tokens=10)
 
 
 def test_models_that_look_at_values_are_refused() -> None:
