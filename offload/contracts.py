@@ -175,8 +175,8 @@ class CoreState(Protocol):
 @dataclass(kw_only=True, slots=True)
 class CoreEnd:
     """Attention's end as its backward gets it: `o` and its gradient as [batch, tokens, heads,
-    head_dim], and the state that forward left. Nobody else holds `grad_o`, nor what backward was
-    given as `o`: a core that deletes an attribute frees it.
+    head_dim], and the state that forward left. In a layer that runs tile by tile nobody else holds
+    either: a core that deletes the attribute frees it.
     """
 
     o: Tensor

@@ -119,11 +119,6 @@ class Workload:
         return sum(run.count for run in self.layers)
 
     @property
-    def local_tokens(self) -> int:
-        """Tokens of a sequence that the rank with the most of them has."""
-        return -(-self.tokens // self.sequence_parallel)
-
-    @property
     def step_tokens(self) -> int:
         """Tokens of one step over all ranks."""
         return self.tokens * self.batch * (self.ranks // self.sequence_parallel)

@@ -58,7 +58,7 @@ class BlockwiseKernel:
     def forward(
         self, inputs: BlockInputs, tier: Tier | None
     ) -> tuple[Tensor, BlockwiseState | None]:
-        seed = int(torch.randint(2**62, ())) if inputs.options.dropout else 0
+        seed = _fresh_seed() if inputs.options.dropout else 0
         outs, sums = [], []
         for part in _parts(inputs):
             scores = _scores(part).capped
@@ -181,6 +181,10 @@ def _log_sum_exp(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 def _weights(scores: Tensor, lse: Tensor) -> Tensor:
     return torch.exp(scores - lse.unsqueeze(-1))
+
+
+def _fresh_seed() -> int:
+    return int(torch.randint(2**62, ()))
 
 
 def _dropped(weights: Tensor, part: BlockInputs, seed: int) -> tuple[Tensor, Tensor | None]:

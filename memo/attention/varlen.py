@@ -97,7 +97,7 @@ class VarlenKernel(RecordedKernel):
         q, _, v = call.heads
         if self._attention is None or q.shape[-1] != v.shape[-1]:
             return False
-        fits = all(map(_is_flat, call.heads))
+        fits = all(map(is_flat, call.heads))
         return fits and (self._is_given or _flash_takes(call.heads))
 
     def constants(self, inputs: BlockInputs) -> tuple[Tensor, ...]:
@@ -145,7 +145,7 @@ def _on(device: torch.device, numbers: tuple[int, ...]) -> Tensor:
     return held.to(device, non_blocking=True)
 
 
-def _is_flat(tensor: Tensor) -> bool:
+def is_flat(tensor: Tensor) -> bool:
     """Whether rows follow one another, so that [batch, heads, tokens, head_dim] is seen as [batch *
     tokens, heads, head_dim] without a copy (which would be stored beside the tensor).
     """

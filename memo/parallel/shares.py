@@ -49,6 +49,15 @@ def unit_tokens(total_tokens: int, ranks: int) -> int:
     return min(_MAX_UNIT_TOKENS, 1 << (most.bit_length() - 1))
 
 
+def most_tokens(total_tokens: int, ranks: int) -> int:
+    """Of a sequence that is shared in units, those of the rank with the most.
+
+    Raises:
+        ValueError: for fewer tokens than ranks.
+    """
+    return max(share_tokens(total_tokens, ranks, unit_tokens(total_tokens, ranks)).tokens)
+
+
 def share_heads(heads: int, kv_heads: int, ranks: int) -> HeadShares:
     """Neighbouring heads for every rank, at least one: first the fewest query heads on the rank
     with the most, since attention's time is theirs; then the fewest copies of kv heads; then the

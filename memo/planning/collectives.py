@@ -19,6 +19,23 @@ from planner.swap.costs import Exchange
 from planner.trace import LayerTrace
 
 
+def layer_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
+    """What a model's config says of one layer."""
+    text = config.get_text_config()
+    # Of models whose layers differ, the whole's config refuses to say.
+    found: PreTrainedConfig = (
+        text.per_layer_config[layer] if getattr(text, "is_heterogeneous", False) else text
+    )
+    return found
+
+
+def fewest_heads(config: PreTrainedConfig) -> int:
+    """Query heads of the layer with the fewest."""
+    layers = int(getattr(config.get_text_config(), "num_hidden_layers", 1) or 1)
+    found = (layer_config(config, layer) for layer in range(layers))
+    return min(int(getattr(each, "num_attention_heads", 1) or 1) for each in found)
+
+
 def exchange_of(
     config: PreTrainedConfig,
     *,
@@ -26,12 +43,13 @@ def exchange_of(
     batch: int,
     ranks: int,
     dtype_bytes: int,
+    layer: int = 0,
     stored: Stored = Stored.BEFORE,
 ) -> Exchange:
-    """Ulysses' all-to-alls around one layer's core (arXiv 2309.14509, section 3.2), of the rank
-    that sends most: it sends the heads of its `tokens` to the ranks that compute them, and each of
-    these its tokens' o. Backward sends o's gradient and what is not `stored` of q, k, v and o the
-    same way, and the gradients of q, k and v home.
+    """Ulysses' all-to-alls around the core of one `layer` (arXiv 2309.14509, section 3.2), of the
+    rank that sends most: the heads of its `tokens` to the ranks that compute them, and to each of
+    these its tokens' o. Backward sends o's gradient and what is not `stored` of q, k, v and o
+    the same way, and the gradients of q, k and v home.
 
     With fewer heads than ranks, as many ranks as the heads allow do so, and each passes its k and v
     on round a ring (arXiv 2310.01889): every hop but one both ways, and their gradients in float32
@@ -39,7 +57,7 @@ def exchange_of(
     """
     if ranks == 1:
         return Exchange()
-    text = config.get_text_config()
+    text = layer_config(config, layer)
     heads = int(getattr(text, "num_attention_heads", 1))
     shared = int(getattr(text, "num_key_value_heads", None) or heads)
     degree = heads_degree(ranks, heads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from memo.parallel.shares import most_tokens
 from memo.planning.collectives import Sharing, exchange_of
 from memo.planning.request import PlanRequest
 from memo.planning.states import (
@@ -42,13 +43,14 @@ def traced(
         device_kind=request.node.device_kind,
         train=request.train,
         sequence_parallel=request.sequence_parallel,
+        total_tokens=request.tokens,
         stored=stored,
     )
 
 
 def local_tokens(request: PlanRequest) -> int:
     """Of each sequence, on the rank with the most."""
-    return -(-request.tokens // request.sequence_parallel)
+    return most_tokens(request.tokens, request.sequence_parallel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +93,21 @@ class Costing:
         """What is on the device throughout."""
         return resident_bytes(trace, states_of(self.request, trace, self.choice))[Tier.DEVICE]
 
-    def exchange(self, trace: StepTrace) -> Exchange:
-        """What a rank sends around a tiled layer's core."""
-        return exchange_of(
-            self.request.config,
-            tokens=trace.tokens,
-            batch=trace.batch,
-            ranks=self.request.sequence_parallel,
-            dtype_bytes=self.dtype_bytes,
-            stored=self.stored,
-        )
+    def exchanges(self, trace: StepTrace) -> dict[str, Exchange]:
+        """What a rank sends around the core of a layer that runs tile by tile, by class."""
+        return {
+            layer.name: exchange_of(
+                self.request.config,
+                tokens=trace.tokens,
+                batch=trace.batch,
+                ranks=self.request.sequence_parallel,
+                dtype_bytes=self.dtype_bytes,
+                layer=trace.order.index(layer.name),
+                stored=self.stored,
+            )
+            for layer in trace.layers
+            if layer.reason is None
+        }
 
     @property
     def dtype_bytes(self) -> int:
@@ -126,7 +133,6 @@ class Costing:
     def _extras(self, trace: StepTrace) -> Extras:
         states, optimizer = states_of(self.request, trace, self.choice), self.optimizer(trace)
         resident = resident_bytes(trace, states)
-        exchange = self.exchange(trace)
         return Extras(
             resident_bytes={
                 **resident,
@@ -135,7 +141,7 @@ class Costing:
             optimizer_s=optimizer.seconds,
             optimizer_lanes_s=optimizer.lanes_s,
             gradient_share=gradient_share(trace, states, self.dtype_bytes),
-            exchange={layer.name: exchange for layer in trace.layers if layer.reason is None},
+            exchange=self.exchanges(trace),
             stored=self.stored,
             slowness=self.slowness or self.request.slowness,
         )

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from memo.planning.choosing import Case, Chosen, choose
+from memo.planning.collectives import fewest_heads
+from memo.planning.costing import local_tokens
 from memo.planning.request import PlanRequest
 from planner.swap.costs import step_cost
 from planner.swap.preference import Effort, may_be_preferred, preferred
@@ -36,7 +38,7 @@ def degrees(request: PlanRequest) -> tuple[int, ...]:
     """The divisors of the GPUs, from the largest on, that are no more than there are query heads,
     which ranks exchange, or tokens.
     """
-    heads = int(getattr(request.config.get_text_config(), "num_attention_heads", 1) or 1)
+    heads = fewest_heads(request.config)
     most = min(request.ranks, request.tokens, heads)
     return tuple(n for n in range(most, 0, -1) if request.ranks % n == 0)
 
@@ -114,15 +116,20 @@ def _bound_s(largest: _Planned) -> float:
     bare = step_cost(chosen.trace, request.node.hardware)
     core_s = sum(layer.forward.core_s + layer.backward.core_s for layer in bare.layers)
     lost_s = chosen.effort.least_s - chosen.found.cost.compute_s
-    least_s = bare.compute_s - core_s * _idle_share(request) + max(0.0, lost_s)
-    return least_s / _step_tokens(request)
+    least_s = core_s * _even_heads(request) + (bare.compute_s - core_s) * _even_tokens(request)
+    return (least_s + max(0.0, lost_s)) / _step_tokens(request)
 
 
-def _idle_share(request: PlanRequest) -> float:
-    """Of attention's time on the rank with the most heads: what even shares would save."""
-    heads = int(getattr(request.config.get_text_config(), "num_attention_heads", 1) or 1)
+def _even_heads(request: PlanRequest) -> float:
+    """Of attention's time on the rank with the most heads: what even shares would take."""
+    heads = fewest_heads(request.config)
     most = -(-heads // request.sequence_parallel)
-    return 1 - heads / (most * request.sequence_parallel)
+    return heads / (most * request.sequence_parallel)
+
+
+def _even_tokens(request: PlanRequest) -> float:
+    """The same of all else, on the rank with the most tokens."""
+    return request.tokens / (local_tokens(request) * request.sequence_parallel)
 
 
 def _step_tokens(request: PlanRequest) -> int:

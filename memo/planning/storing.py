@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memo.planning.choosing import Case, Chosen
+from memo.planning.collectives import fewest_heads
 from memo.planning.request import PlanRequest
 from planner.contracts import Stored
 from planner.schedule.planning import plan_step
@@ -38,7 +39,7 @@ def alternatives(request: PlanRequest, chosen: Chosen) -> tuple[Stored, ...]:
     """What else may be stored, least first. Of a ring, which more ranks than heads are, nothing
     is: what it sends is not exchanged heads for tokens alone.
     """
-    heads = int(getattr(request.config.get_text_config(), "num_attention_heads", 1) or 1)
+    heads = fewest_heads(request.config)
     is_tiled = all(layer.reason is None for layer in chosen.trace.layers)
     if not 1 < request.sequence_parallel <= heads or not is_tiled:
         return ()
@@ -48,10 +49,13 @@ def alternatives(request: PlanRequest, chosen: Chosen) -> tuple[Stored, ...]:
 def saved_s(request: PlanRequest, chosen: Chosen, stored: Stored) -> float:
     """The seconds of a step's exchanges that it saves to have this stored, at most."""
     costing, trace = chosen.costing, chosen.trace
-    before = costing.exchange(trace).backward_bytes
-    after = replace(costing, stored=stored).exchange(trace).backward_bytes
+    before, after = (of.exchanges(trace) for of in (costing, replace(costing, stored=stored)))
     clock = Clock(request.node.hardware, trace.dtype)
-    return len(trace.order) * clock.exchange_s(before - after)
+    return sum(
+        clock.exchange_s(before[name].backward_bytes - after[name].backward_bytes)
+        for name in trace.order
+        if name in before
+    )
 
 
 def _may_win(request: PlanRequest, chosen: Chosen, stored: Stored) -> bool:

@@ -47,18 +47,18 @@ class ExchangedCore(ParallelCore):
         cls,
         core: Core,
         store: TensorStore,
-        ranks: int,
-        tokens: int,
+        shares: TokenShares,
         stored: Stored,
         *,
         is_cuda: bool,
         pieces: Pieces,
         on_held: Callable[[Tensor], None],
     ) -> ExchangedCore:
-        """For `ranks` that have `tokens` of a sequence each, none of them padding."""
-        total, wire = ranks * tokens, Nobody.of(0, ranks)
-        bounds = tuple(range(0, total + 1, tokens))
-        view = SequenceView(wire.group, TokenShares(bounds), (Row((0, total), (0,)),))
+        """For ranks with these `shares` of sequences, none of them padding; the first has as many
+        tokens as any.
+        """
+        wire = Nobody.of(0, shares.ranks)
+        view = SequenceView(wire.group, shares, (Row((0, shares.total_tokens), (0,)),))
         return cls(
             core=core,
             store=store,
@@ -72,9 +72,10 @@ class ExchangedCore(ParallelCore):
 
     def _make_layout(self, heads: int, kv_heads: int) -> Layout:
         place = Place.of(self.view.group.size, heads, kv_heads)
-        tokens = self.view.shares.tokens[0]
-        axis = HeadsAxis(self.wire, place.members, (tokens,) * place.degree, place.place)
-        inner = place.core(self.core, self.store, tokens, self.pieces, is_cuda=self.is_cuda)
+        shares = place.shares_of(self.view.shares)
+        tokens = tuple(shares.tokens[member] for member in place.members)
+        axis = HeadsAxis(self.wire, place.members, tokens, place.place)
+        inner = place.core(self.core, self.store, shares, self.pieces, is_cuda=self.is_cuda)
         return Layout(axis, place.shares, inner)
 
     def _keep(self, fused: Fused, o: Tensor, tier: Tier) -> Ticket | None:
@@ -90,25 +91,28 @@ class ExchangedCore(ParallelCore):
 
 @dataclass(slots=True)
 class ExchangedCalls:
-    """What joins the tiles of one traced layer call, as `memo.parallel.tiled.TiledExchanges`."""
+    """What joins the tiles of one traced layer call, as `memo.parallel.tiled.TiledExchanges`;
+    `is_sampled`: few of many.
+    """
 
     core: ExchangedCore
+    is_sampled: bool
     passes: int = 0
 
     def __call__(self) -> CallJoiner:
         self.passes += 1
         if self.passes > 1 and self.core.stored is StoredHere.AFTER:
             return StoredExchange(self.core)
-        return TracedExchange(self.core)
+        return TracedExchange(self.core, self.is_sampled)
 
 
 class TracedExchange:
-    """Tiles' calls, exchanged as they come, one on its way while the next is made: those few that
-    a trace runs, as if all ranks had as many tokens in each.
+    """Tiles' calls, exchanged as they come, one on its way while the next is made: those that a
+    trace runs.
     """
 
-    def __init__(self, core: ExchangedCore) -> None:
-        self._core = core
+    def __init__(self, core: ExchangedCore, is_sampled: bool) -> None:
+        self._core, self._is_sampled = core, is_sampled
         self._alone = JoinedCall(core.view.shares.tokens[0])
         self._first: CoreCall | None = None
         self._layout: Layout | None = None
@@ -124,14 +128,12 @@ class TracedExchange:
         if self._first is None:
             self._first = without_tokens(call)
         parts = swapped([head.detach() for head in call.heads])
-        tokens = [tile.tokens] * len(layout.axis.members)
+        tokens = [max(0, min(tile.tokens, own - tile.start)) for own in layout.axis.tokens]
         arrival = layout.axis.to_heads(parts, layout.call_owners, tokens)
         self._arrivals.append(arrival)
-        if self._whole is None:
+        if self._is_sampled and self._whole is None:
             # A tile earlier than in training: the second tile, which stands for others, finds it.
-            buffer = arrival.transit.received
-            shape = (self._core.view.shares.tokens[0] * len(tokens), *arrival.size[1:])
-            self._whole = Fused(buffer.new_empty(shape), arrival.shapes)
+            self._whole = self._whole_like(arrival.wait())
         if len(self._arrivals) > 1:
             self._take()
 
@@ -149,6 +151,13 @@ class TracedExchange:
         return replace(self._first, options=options)
 
     def _take(self) -> None:
-        assert self._whole is not None
-        arrived = self._arrivals.pop(0).wait().buffer
-        self._whole.buffer[: len(arrived)].copy_(arrived)
+        arrived = self._arrivals.pop(0).wait()
+        if self._whole is None:
+            self._whole = self._whole_like(arrived)
+        self._whole.buffer[: len(arrived.buffer)].copy_(arrived.buffer)
+
+    def _whole_like(self, arrived: Fused) -> Fused:
+        assert self._layout is not None
+        tokens = sum(self._layout.axis.tokens)
+        buffer = arrived.buffer.new_empty((tokens, *arrived.buffer.shape[1:]))
+        return Fused(buffer, arrived.shapes)

@@ -6,15 +6,20 @@ memory of its own in backward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from memo.attention.contracts import Kernel
+from memo.attention.blocks import everything
+from memo.attention.contracts import BlockInputs, Kernel
 from memo.attention.core import AttentionCore
-from memo.attention.varlen import VarlenKernel
+from memo.attention.pieces import Piece, options_of
+from memo.attention.recorded import RecordedKernel
+from memo.attention.shapes import all_heads
+from memo.attention.varlen import VarlenKernel, is_flat
 from offload import CoreCall, TensorStore
 
 _aten = torch.ops.aten
@@ -27,9 +32,34 @@ class FusedCore(AttentionCore):
 
     def __init__(self, store: TensorStore) -> None:
         super().__init__(store, varlen=VarlenKernel(store, attention=_attention))
+        self._of_rows = _RowsKernel(store)
 
     def kernel_for(self, call: CoreCall) -> Kernel:
-        return self._varlen
+        return self._varlen if all(map(is_flat, call.heads)) else self._of_rows
+
+    def _pieces(self, call: CoreCall) -> Iterator[tuple[Kernel, Piece]]:
+        block = everything(options_of(call).mask, call.heads[0].shape[0])
+        yield self.kernel_for(call), Piece(block, all_heads(call))
+
+
+class _RowsKernel(RecordedKernel):
+    """For rows that do not follow one another in memory, as those of a batch that ranks exchanged:
+    they keep their dim. A chunk is taken for a window.
+    """
+
+    name = "rows"
+
+    def attend(self, inputs: BlockInputs) -> Tensor:
+        mask, tokens = inputs.options.mask, inputs.q.shape[2]
+        sight = min(mask.window or tokens, mask.chunk or tokens)
+        window = sight - 1 if sight < tokens else -1, 0 if mask.causal else -1
+        by_token = (t.transpose(1, 2) for t in (inputs.q, inputs.k, inputs.v))
+        o: Tensor = _Flash.apply(*by_token, None, tokens, inputs.options.scale, window)  # type: ignore[no-untyped-call]
+        return o.transpose(1, 2)
+
+    def as_saved(self, o: Tensor) -> Tensor:
+        """[batch, heads, tokens, head_dim] as [batch, tokens, heads, head_dim]."""
+        return o.transpose(1, 2)
 
 
 def _attention(
@@ -51,13 +81,15 @@ def _attention(
 
 
 class _Flash(torch.autograd.Function):
+    """Of [tokens, heads, head_dim], or of [batch, tokens, heads, head_dim] without `cu_seq`."""
+
     @staticmethod
     def forward(
         ctx: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        cu_seq: Tensor,
+        cu_seq: Tensor | None,
         longest: int,
         scale: float,
         window_size: tuple[int, int],
@@ -78,9 +110,9 @@ class _Flash(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, o, lse, cu_seq, state, unused = ctx.saved_tensors
-        queries, heads, size = q.shape
-        shared = k.shape[1] != heads
-        workspace = flash_workspace(q, queries, heads, size, k.shape[0], is_shared=shared)
+        (heads, size), kv_heads = q.shape[-2:], k.shape[-2]
+        queries, keys = q.numel() // (heads * size), k.numel() // (kv_heads * size)
+        workspace = flash_workspace(q, queries, heads, size, keys, is_shared=kv_heads != heads)
         dq, dk, dv = _aten._flash_attention_backward(
             *(grads[0], q, k, v, o, lse, cu_seq, cu_seq, ctx.longest, ctx.longest),
             *(0.0, ctx.window_size[1] == 0, state, unused),

@@ -94,8 +94,6 @@ def fake_model(config: PreTrainedConfig, dtype: torch.dtype, *, train: Train = "
     """
     text = copy.deepcopy(config.get_text_config())  # a model writes its dtype into its config
     with refusals_told(config):
-        if text.vocab_size < 1:  # transformers makes a model of no words
-            raise ValueError(f"vocab_size is {text.vocab_size}: takes 1 or more")
         with without_initialising():
             model = AutoModelForCausalLM.from_config(text, dtype=dtype)
         model.tie_weights()  # is left out with the initialising
@@ -110,7 +108,10 @@ def refusals_told(config: PreTrainedConfig) -> Iterator[None]:
     Raises:
         MemoError: when transformers does not make one, or torch none of its sizes.
     """
+    words = config.get_text_config().vocab_size
     try:
+        if words < 1:  # transformers makes a model of none
+            raise ValueError(f"vocab_size is {words}: takes 1 or more")
         yield
     except (*_REFUSALS, RuntimeError, AssertionError) as error:
         name = type(config).__name__

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor
 
 from memo.parallel.alone import LoneWire
-from memo.parallel.contracts import Axes, HeadShares
+from memo.parallel.contracts import Axes, HeadShares, TokenShares
 from memo.parallel.partial import PartEnd, PartInputs, part_gradients
 from memo.parallel.ring import RingAxis
 from memo.parallel.ring_core import RingCore
@@ -48,7 +49,8 @@ def few_of_many(recorder: Listener, pieces: Iterator[RingPiece]) -> Iterator[Rin
 @dataclass(frozen=True, slots=True)
 class Place:
     """The rank with the most to do, of those that share a sequence: at a `place` of its row with as
-    many heads as any, in the last row, whose tokens see as many keys as any under a causal mask.
+    many heads as any (of those, in the fewest runs, which take memory one after another), in the
+    last row, whose tokens see as many keys as any under a causal mask.
     """
 
     axes: Axes
@@ -60,7 +62,10 @@ class Place:
         """For calls of so many heads."""
         degree = heads_degree(ranks, heads)
         shares = share_heads(heads, kv_heads, degree)
-        sizes = [_size(q) + _size(kv) / heads for q, kv in zip(shares.q, shares.kv, strict=True)]
+        sizes = [
+            (_size(q), _size(kv), -len(runs_of(shares, place)))
+            for place, (q, kv) in enumerate(zip(shares.q, shares.kv, strict=True))
+        ]
         return cls(share_axes(ranks, degree), shares, sizes.index(max(sizes)))
 
     @property
@@ -73,10 +78,17 @@ class Place:
         """How many they are; 1: nothing is exchanged."""
         return len(self.members)
 
+    def shares_of(self, tokens: TokenShares) -> TokenShares:
+        """These, where the rank changes places with one that has the most."""
+        own, rank = list(tokens.tokens), self.members[self.place]
+        most = own.index(max(own))
+        own[most], own[rank] = own[rank], own[most]
+        return TokenShares((0, *accumulate(own)))
+
     def core(
-        self, core: Core, store: TensorStore, tokens: int, pieces: Pieces, *, is_cuda: bool
+        self, core: Core, store: TensorStore, tokens: TokenShares, pieces: Pieces, *, is_cuda: bool
     ) -> Core:
-        """What attends its heads of its row's tokens, `tokens` of each rank: `core`, or a ring of
+        """What attends its heads of its row's tokens: `core`, or a ring of
         kernels as a device has them, of whose pieces `pieces` says which are run.
         """
         runs = runs_of(self.shares, self.place)
@@ -86,12 +98,10 @@ class Place:
             return RingCore(self._ring(tokens), store, runs, CudaPart, _with_workspace, pieces)
         return RingCore(self._ring(tokens), store, runs, pieces=pieces)
 
-    def _ring(self, tokens: int) -> RingAxis:
+    def _ring(self, tokens: TokenShares) -> RingAxis:
         rows = self.axes.rows
         column = tuple(members[self.place] for members in rows)
-        spans = tuple(
-            tuple((rank * tokens, (rank + 1) * tokens) for rank in members) for members in rows
-        )
+        spans = tuple(tuple(map(tokens.of, members)) for members in rows)
         wire = Nobody.of(column[-1], len(rows) * self.degree)
         return RingAxis(wire, column, spans, len(rows) - 1)
 

@@ -23,6 +23,7 @@ from memo.attention.interface import SplitError, register
 from memo.contracts import LayerMode, Options
 from memo.entry import Entry
 from memo.kinds import find_layers, find_norms, owners_of, root_of
+from memo.parallel.contracts import TokenShares
 from memo.runtime import WrappedLayer
 from memo.switch import Switch
 from memo.tracing.runtime import Calls, DeviceKind, TracedRuntime
@@ -43,8 +44,8 @@ _VALUES_ASKED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What is traced: `tokens` of each of `batch` sequences on one device; `tile_tokens` None: as
-    the runtime chooses; `everything`: every tile, not a few.
+    """What is traced: `tokens` of each of `batch` sequences on one device, the most of the `shares`
+    of them; `tile_tokens` None: as the runtime chooses; `everything`: every tile, not a few.
     """
 
     tokens: int
@@ -53,7 +54,7 @@ class Request:
     dtype: torch.dtype
     device_kind: DeviceKind
     train: Train
-    sequence_parallel: int
+    shares: TokenShares
     everything: bool
     stored: Stored = Stored.BEFORE
 
@@ -164,7 +165,7 @@ def traced_runtime(
         calls=calls,
         samples=samples,
         device_kind=request.device_kind,
-        sequence_parallel=request.sequence_parallel,
+        shares=request.shares,
         stored=request.stored,
         everything=request.everything,
         is_fake=is_fake,

@@ -18,6 +18,7 @@ from memo.attention.fastest import Fastest
 from memo.layers import HFLayer, LayerArguments, collected_names
 from memo.loss.tiled import LossSpec
 from memo.modules import PlainForward
+from memo.parallel.contracts import TokenShares
 from memo.runtime import Runtime, WrappedLayer
 from memo.tiling import auto_tile_tokens, holds_pre
 from memo.tracing.exchanged import ExchangedCalls, ExchangedCore
@@ -89,16 +90,16 @@ class Calls:
 class TracedRuntime(Runtime):
     """`samples` are the layers that are run, one of each kind; all others hand on what they get.
 
-    `device_kind`: whose tile sizes and attention kernels are traced; `sequence_parallel`: ranks
-    that share a sequence, of which this is one, and `stored` what attention's backward finds of
-    what they exchanged; `everything`: every tile; `is_fake`: tensors are,
-    and kernels of CUDA are stood in for; `fastest` chooses kernels where they are not.
+    `device_kind`: whose tile sizes and attention kernels are traced; `shares`: of ranks that share
+    a sequence, of which this one has as many tokens as any, and `stored` what attention's backward
+    finds of what they exchanged; `everything`: every tile; `is_fake`: tensors are, and kernels of
+    CUDA are stood in for; `fastest` chooses kernels where they are not.
     """
 
     calls: Calls = field(kw_only=True)
     samples: dict[str, WrappedLayer] = field(kw_only=True)
     device_kind: DeviceKind = field(kw_only=True)
-    sequence_parallel: int = field(kw_only=True, default=1)
+    shares: TokenShares = field(kw_only=True)
     stored: Stored = field(kw_only=True, default=Stored.BEFORE)
     everything: bool = field(kw_only=True, default=False)
     is_fake: bool = field(kw_only=True, default=True)
@@ -148,7 +149,8 @@ class TracedRuntime(Runtime):
     def _run_tiled(self, layer: WrappedLayer, x: Tensor, arguments: LayerArguments) -> Any:
         split = HFLayer(layer.module, arguments, self.switch, collected_names())
         policy = self.policy(x, layer.module)
-        over_ranks = self._over_ranks(x.shape[1])
+        over_ranks = self._over_ranks()
+        is_sampled = policy.tiles[-1].index + 1 > len(policy.tiles)
         outputs = run_tiled(
             TiledForward(
                 split=MarkedSplit(split, self.recorder, partial(self._tile_begins, layer.kind)),
@@ -158,7 +160,7 @@ class TracedRuntime(Runtime):
                 count=self.counts[layer.kind],
                 replay=NoReplay(x.device),
                 name=layer.kind,
-                join=None if over_ranks is None else ExchangedCalls(over_ranks),
+                join=None if over_ranks is None else ExchangedCalls(over_ranks, is_sampled),
             ),
             x,
         )
@@ -179,16 +181,13 @@ class TracedRuntime(Runtime):
 
         return Runtime._run_whole(self, layer, told, x, arguments)
 
-    def _over_ranks(self, tokens: int) -> ExchangedCore | None:
-        """That of ranks with so many tokens; one for all layers, as a call of the model has: what
-        it caches is there once.
-        """
-        if self._core_over_ranks is None and self.sequence_parallel > 1:
+    def _over_ranks(self) -> ExchangedCore | None:
+        """One for all layers, as a call of the model has: what it caches is there once."""
+        if self._core_over_ranks is None and self.shares.ranks > 1:
             self._core_over_ranks = ExchangedCore.of(
                 self.core,
                 self.store,
-                self.sequence_parallel,
-                tokens,
+                self.shares,
                 self.stored,
                 is_cuda=self._stands_in,
                 pieces=iter if self.everything else partial(few_of_many, self.recorder),

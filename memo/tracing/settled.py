@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from memo.attention import masks
+from memo.attention import blockwise, masks
 from memo.loss import tiled
 from memo.loss.tiled import LossSpec
 from offload import Replay, Tile, layer
@@ -77,11 +77,12 @@ class NoReplay(Replay):
 
 @contextmanager
 def settled(loss_tiles: LossTiles) -> Iterator[None]:
-    """While a step is traced: no documents are looked for in fake position ids, and the loss's
-    tiles are those given.
+    """While a step is traced: no documents are looked for in fake position ids, dropout's seed is
+    none that was drawn, and the loss's tiles are those given.
     """
     with ExitStack() as stack:
         stack.enter_context(patch.object(masks, "_document_starts", _document_starts))
+        stack.enter_context(patch.object(blockwise, "_fresh_seed", lambda: 0))
         stack.enter_context(patch.object(tiled, "_tiles", loss_tiles))
         stack.enter_context(patch.object(layer, "_fresh", _fresh))
         yield

@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig
 
 from memo.contracts import LayerMode
 from memo.kinds import find_layers, root_of
+from memo.parallel.contracts import TokenShares
+from memo.parallel.shares import share_tokens, unit_tokens
 from memo.tracing.models import fake_model, load_config
 from memo.tracing.run import Request, Run, run_step
 from memo.tracing.runtime import DeviceKind
@@ -36,6 +38,7 @@ def trace_step(
     device_kind: DeviceKind = "cuda",
     train: Train = "full",
     sequence_parallel: int = 1,
+    total_tokens: int | None = None,
     stored: Stored = Stored.BEFORE,
     everything: bool = False,
 ) -> StepTrace:
@@ -46,12 +49,14 @@ def trace_step(
         tile_tokens: None: what `memo.wrap` chooses on such a device.
         device_kind: whose kernels and tile sizes are traced; no such device is needed.
         sequence_parallel: ranks that share each sequence, of which one with `tokens` tokens is
-            traced.
+            traced: one with as many as any.
+        total_tokens: of each whole sequence; None: all ranks have as many.
         stored: what they store for attention's backward of what they exchange.
         everything: trace every tile, where one would stand for many.
 
     Raises:
-        ValueError: for a model that is not found, and sizes below 1.
+        ValueError: for a model that is not found, sizes below 1, and `tokens` that are no share of
+            `total_tokens`.
         MemoError: for a model that cannot be traced.
     """
     sizes = {"tokens": tokens, "batch": batch, "sequence_parallel": sequence_parallel}
@@ -66,7 +71,7 @@ def trace_step(
         dtype=dtype,
         device_kind=device_kind,
         train=train,
-        sequence_parallel=sequence_parallel,
+        shares=_shares(tokens, sequence_parallel, total_tokens),
         stored=stored,
         everything=everything,
     )
@@ -85,6 +90,17 @@ def trace_step(
         }
         step = _step(_name(model, config), root, request, runs)
     return step if told else replace(step, notes=(_UNTOLD,))
+
+
+def _shares(tokens: int, ranks: int, total_tokens: int | None) -> TokenShares:
+    if total_tokens is None:
+        return share_tokens(tokens * ranks, ranks)
+    shares = share_tokens(total_tokens, ranks, unit_tokens(total_tokens, ranks))
+    if max(shares.tokens) != tokens:
+        raise ValueError(
+            f"tokens is {tokens}: {ranks} ranks have {max(shares.tokens)} of {total_tokens} at most"
+        )
+    return shares
 
 
 _UNTOLD = (

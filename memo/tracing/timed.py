@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from memo.attention.fastest import Fastest, Remembered
 from memo.contracts import LayerMode
 from memo.kinds import find_layers, root_of
+from memo.parallel.shares import share_tokens
 from memo.tracing.run import Request, installed, traced_runtime
 from memo.tracing.runtime import Calls
 from memo.tracing.settled import settled
@@ -84,7 +85,7 @@ def time_step(
         dtype=param.dtype,
         device_kind="cuda" if param.is_cuda else "cpu",
         train="full",
-        sequence_parallel=1,
+        shares=share_tokens(tokens, 1),
         everything=everything,
     )
     told = dict(modes) if modes is not None else _modes(root)

@@ -9,6 +9,7 @@ FLOPs: bytes tell its time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -90,17 +91,21 @@ def _backward(arguments: Arguments) -> int:
 
 def _flash(arguments: Arguments, *, backward: bool) -> int:
     """Of q as [batch, tokens, heads, head_dim], or as [tokens, heads, head_dim] of sequences one
-    behind another, each taken to be as long as the longest.
+    behind another, each taken to be as long as the longest but for what is left for the last.
     """
     q, k, v = (arguments[name] for name in ("query", "key", "value"))
     (queries, heads, head_dim), keys = q.shape[-3:], k.shape[-3]
     if arguments["cum_seq_q"] is not None:
-        queries, keys = int(arguments["max_q"]), int(arguments["max_k"])
+        queries, keys = arguments["max_q"], arguments["max_k"]
     back = arguments["window_size_left"]
-    window = None if back is None or back < 0 else int(back) + 1
-    pairs = visible_pairs(queries, keys, causal=bool(arguments["is_causal"]), window=window)
-    each = attention_flops((1, heads, queries, head_dim), v.shape[-1], pairs, backward=backward)
-    return int(each * (q.numel() // (heads * head_dim)) // queries)
+    see = partial(
+        visible_pairs,
+        causal=bool(arguments["is_causal"]),
+        window=None if back is None or back < 0 else int(back) + 1,
+    )
+    whole, rest = divmod(q.numel() // (heads * head_dim), queries)
+    pairs = whole * see(queries, keys) + see(rest, min(rest, keys))
+    return attention_flops((1, heads, queries, head_dim), v.shape[-1], pairs, backward=backward)
 
 
 def _flash_forward(arguments: Arguments) -> int:

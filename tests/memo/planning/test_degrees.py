@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from memo.planning.choosing import choose
 from memo.planning.collectives import exchange_of
@@ -73,7 +74,8 @@ def test_what_cannot_win_is_not_planned(monkeypatch: pytest.MonkeyPatch) -> None
         return choose(case)
 
     monkeypatch.setattr("memo.planning.degrees.choose", counted)
-    case = best_case(_compared(_node(link_bytes_per_s=1e14)))
+    even = _compared(_node(link_bytes_per_s=1e14), tokens=3072)  # alike on all four
+    case = best_case(even)
     assert planned == [4]
     assert any("2, 1 cannot be faster" in note for note in case.notes)
     planned.clear()
@@ -154,6 +156,25 @@ def test_the_exchange_is_in_the_steps_time() -> None:
     exchange = exchange_of(llama(), tokens=TOKENS // 4, batch=1, ranks=4, dtype_bytes=2)
     sent_s = LAYERS * (exchange.forward_bytes + exchange.backward_bytes) / 2e9
     assert seconds[1] - seconds[0] >= sent_s * (1 - 1e-9)
+
+
+def test_layers_of_one_model_send_what_their_own_heads_have() -> None:
+    """Gemma 4: of three layers the last has larger heads."""
+    config = AutoConfig.for_model(
+        "gemma4_text",
+        **{"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 32},
+        **{"num_key_value_heads": 4, "global_head_dim": 64},
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        **{"intermediate_size": 64, "vocab_size": 1003, "vocab_size_per_layer_input": 1003},
+        **{"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "pad_token_id": 0},
+    )
+    asked = request(_node(), config=config, tokens=TOKENS, sequence_parallel=2)
+    trace = traced(asked)
+    sent = Costing(asked, StateChoice(0, "none")).exchanges(trace)
+    # Two of a token's four heads of q, k, v and o go to the other rank, or come from there.
+    unit = trace.tokens * 2 * 4 * 2
+    found = [sent[name].forward_bytes for name in trace.order]
+    assert found == [unit * 32, unit * 32, unit * 64]
 
 
 def test_alone_nothing_is_sent() -> None:

@@ -159,7 +159,6 @@ def test_four_gpus_share_a_sequence_and_their_states() -> None:
     hardware = machine(device_bytes=ROOMY, gpus=4, link_bytes_per_s=1e11)
     alone = _plan(planned(machine(device_bytes=ROOMY)))
     found = _plan(planned(hardware, sequence_parallel=4))
-    assert found.workload.local_tokens == TOKENS // 4
     assert found.workload.zero in (1, 2, 3)
     assert found.predictions.step_s < alone.predictions.step_s / 3
     peaks = (found.predictions.peak_bytes, alone.predictions.peak_bytes)

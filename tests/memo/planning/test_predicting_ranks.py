@@ -32,12 +32,17 @@ TOKENS, TILE_TOKENS, LAYERS = 4096, 192, 3
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many share how many heads; `rank` is one of those with the most to do."""
+    """How many share how many heads, and the `batch` sequences; `rank` is one of those with the
+    most to do.
+    """
 
     ranks: int
     heads: int
     kv_heads: int
     rank: int = 0
+    tokens: int = TOKENS
+    batch: int = 1
+    tile_tokens: int = TILE_TOKENS
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -54,14 +59,21 @@ UNEVEN = Ranks(4, 24, 3, rank=1)
 RING = Ranks(4, 1, 1, rank=3)
 BOTH = Ranks(4, 2, 1)
 MANY_ROWS = Ranks(8, 2, 2)
+FEW_TILES = [replace(ULYSSES, tile_tokens=tile_tokens) for tile_tokens in (TOKENS, 600, 400)]
+STRADDLING = Ranks(4, 15, 5, rank=2, batch=2)
+"""The third of the ranks with four query heads of two kv heads, whose query heads are as many of
+each: it attends them at once, its neighbours one kv head's after the other's."""
+ODD = Ranks(4, 8, 2, tokens=4099)
+"""Shared in units of 64 tokens: the first rank has 1,088, not 1,025."""
 
 
 def _predictor(shared: Ranks, stored: Stored) -> Predictor:
     asked = request(
         machine(gpus=shared.ranks, link_bytes_per_s=1e9),
         config=shared.config,
-        tokens=TOKENS,
-        tile_tokens=TILE_TOKENS,
+        tokens=shared.tokens,
+        batch=shared.batch,
+        tile_tokens=shared.tile_tokens,
         sequence_parallel=shared.ranks,
     )
     asked = replace(asked, node=replace(asked.node, device_kind="cpu"))
@@ -82,12 +94,12 @@ class Measured:
 def _measured(shared: Ranks, stored: Stored, skeletal: str) -> Measured:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(shared.config, dtype=torch.bfloat16).train()
-    memo.wrap(model, tile_tokens=TILE_TOKENS, skeletal=skeletal)
+    memo.wrap(model, tile_tokens=shared.tile_tokens, skeletal=skeletal)
     runtime = runtime_of(model)
     runtime.parallel = Parallel(
         LoneWire.of(shared.rank, shared.ranks), stored=StoredHere(stored.value), is_agreed=True
     )
-    ids = torch.randint(3, 1000, (1, TOKENS))
+    ids = torch.randint(3, 1000, (shared.batch, shared.tokens))
 
     def step() -> None:
         model(input_ids=ids, labels=ids).loss.backward()
@@ -116,6 +128,7 @@ CASES = [
     (BOTH, Stored.AFTER),
     (RING, Stored.AFTER),
     (MANY_ROWS, Stored.OUTPUT),
+    *((shared, Stored.BEFORE) for shared in (*FEW_TILES, STRADDLING, ODD)),
 ]
 
 

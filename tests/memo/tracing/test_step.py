@@ -18,6 +18,7 @@ from memo.tracing.runtime import DeviceKind
 from memo.tracing.sampled import SampledModel
 from offload import MemoError
 from planner.codec import PlanError
+from planner.contracts import Stored
 from planner.trace import (
     LayerTrace,
     Pass,
@@ -113,6 +114,49 @@ def test_sequences_of_a_batch_do_not_attend_each_other(
     alone = flops(1)
     assert flops(3) == [3 * each for each in alone]
     assert min(alone) > 0
+
+
+@pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
+@pytest.mark.parametrize("stored", Stored)
+def test_a_batch_over_ranks_stores_as_much_of_each_sequence(
+    device_kind: DeviceKind, stored: Stored
+) -> None:
+    alone, several = (
+        trace_step(
+            config_of("llama"),
+            tokens=600,
+            batch=batch,
+            sequence_parallel=4,
+            device_kind=device_kind,
+            stored=stored,
+        ).layers[0]
+        for batch in (1, 3)
+    )
+    assert several.o_bytes == pytest.approx(3 * alone.o_bytes, rel=0.001)
+
+
+def test_sequences_one_behind_another_are_counted_to_the_last() -> None:
+    """Chunks of 256 tokens, of which 600 has two and a part."""
+    config = AutoConfig.for_model(
+        "llama4_text",
+        **{"vocab_size": 1003, "hidden_size": 128, "intermediate_size": 128, "head_dim": 32},
+        **{"intermediate_size_mlp": 128, "num_local_experts": 2, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
+        attention_chunk_size=256,
+    )
+    flops = [
+        _flops(layer, Segment.CORE, Pass.FORWARD)
+        for kind in ("cuda", "cpu")
+        for layer in trace_step(config, tokens=600, device_kind=kind).layers
+    ]
+    assert flops[: len(flops) // 2] == flops[len(flops) // 2 :]
+
+
+@pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
+def test_dropout_is_traced(device_kind: DeviceKind) -> None:
+    """GPT-2's own config has it."""
+    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=128, n_head=4, vocab_size=1003)
+    assert trace_step(config, tokens=300, device_kind=device_kind).layers[0].reason is None
 
 
 @pytest.mark.parametrize("device_kind", ["cuda", "cpu"])
@@ -248,8 +292,14 @@ def test_a_config_that_makes_no_model_is_refused() -> None:
         trace_step(config, tokens=10)
     with pytest.raises(MemoError, match="made of a LlamaConfig: KeyError: 'nope'"):
         SampledModel.of(config, torch.float32)
+
+
+def test_a_config_without_words_is_refused() -> None:
+    config = config_of("llama", vocab_size=0, pad_token_id=None)
     with pytest.raises(MemoError, match="made of a LlamaConfig: vocab_size is 0: takes 1 or more"):
-        trace_step(config_of("llama", vocab_size=0, pad_token_id=None), tokens=10)
+        trace_step(config, tokens=10)
+    with pytest.raises(MemoError, match="made of a LlamaConfig: vocab_size is 0: takes 1 or more"):
+        SampledModel.of(config, torch.float32)
 
 
 def test_models_that_look_at_values_are_refused() -> None:
