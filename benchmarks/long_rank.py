@@ -23,7 +23,7 @@ from benchmarks.random_model import SEED, random_model
 from benchmarks.tensor_peak import tensor_peak
 from benchmarks.ulysses_ranks import Say
 from memo.measure import PeakMemory, exact_malloc
-from memo.parallel.shares import share_tokens, unit_tokens
+from memo.parallel.shares import share_sequence
 from memo.training.optimizer import MasterAdamW
 from memo.wrap import runtime_of
 
@@ -40,7 +40,7 @@ def run_rank(say: Say, case: LongCase) -> RankResult:
     memo.wrap(model, placement="recompute", sequence_parallel=case.ranks)
     optimizer = MasterAdamW(model, lr=1e-3, max_grad_norm=0.0)
     _step(model, optimizer, _ids(case, WARM_UP_TOKENS_PER_RANK * case.ranks))  # loads the code
-    shares = share_tokens(case.tokens, case.ranks, unit_tokens(case.tokens, case.ranks))
+    shares = share_sequence(case.tokens, case.ranks)
     base_bytes, wire = _held_bytes(model, optimizer), _wire(model)
     before = {name: count.sent_bytes for name, count in wire.counts.items()}
     ids = _ids(case, case.tokens)

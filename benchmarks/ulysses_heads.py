@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import memo
 from benchmarks.ulysses_ranks import Say, results
 from benchmarks.ulysses_wire import counted_exchanges
-from memo.parallel.shares import share_heads, share_tokens, unit_tokens
+from memo.parallel.shares import share_heads, share_sequence
 
 HEADS = ((8, 8), (8, 4), (8, 2), (9, 3), (12, 1))
 """Query and kv heads: plain, grouped, fewer kv heads than ranks, uneven, one for all."""
@@ -94,7 +94,7 @@ def formula_bytes(heads: int, kv_heads: int, ranks: int) -> int:
     """Ulysses' volume (arXiv 2309.14509, section 3.2) where shares are uneven: a head of a token
     travels to every rank that computes with it and does not have the token.
     """
-    tokens = share_tokens(TOKENS, ranks, unit_tokens(TOKENS, ranks)).tokens
+    tokens = share_sequence(TOKENS, ranks).tokens
     shares = share_heads(heads, kv_heads, ranks)
     owners = {"q": shares.q, "k": shares.kv, "v": shares.kv, "o": shares.q}
     pairs = sum(

@@ -23,7 +23,7 @@ from memo.parallel.core import ParallelCore
 from memo.parallel.loss_seam import ParallelLoss, check_causal
 from memo.parallel.outputs import make_whole
 from memo.parallel.rotary import growing_tables, made_for
-from memo.parallel.shares import share_tokens, unit_tokens
+from memo.parallel.shares import share_sequence
 from memo.parallel.view import SequenceView
 from memo.parallel.wire import Wire
 from offload import Core, MemoError, TensorStore
@@ -160,7 +160,7 @@ def _view(arguments: Mapping[str, Any], parallel: Parallel) -> SequenceView:
     like = next(v for n in ("input_ids", "inputs_embeds") if (v := arguments.get(n)) is not None)
     return SequenceView.of(
         group,
-        share_tokens(tokens, group.size, unit_tokens(tokens, group.size)),
+        share_sequence(tokens, group.size),
         batch_size=like.shape[0],
         attention_mask=arguments.get("attention_mask"),
         position_ids=arguments.get("position_ids"),

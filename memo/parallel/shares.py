@@ -49,13 +49,13 @@ def unit_tokens(total_tokens: int, ranks: int) -> int:
     return min(_MAX_UNIT_TOKENS, 1 << (most.bit_length() - 1))
 
 
-def most_tokens(total_tokens: int, ranks: int) -> int:
-    """Of a sequence that is shared in units, those of the rank with the most.
+def share_sequence(total_tokens: int, ranks: int) -> TokenShares:
+    """Shares of a sequence in its units; the first is as long as any.
 
     Raises:
         ValueError: for fewer tokens than ranks.
     """
-    return max(share_tokens(total_tokens, ranks, unit_tokens(total_tokens, ranks)).tokens)
+    return share_tokens(total_tokens, ranks, unit_tokens(total_tokens, ranks))
 
 
 def share_heads(heads: int, kv_heads: int, ranks: int) -> HeadShares:

@@ -14,7 +14,7 @@ from torch import nn
 
 from memo.contracts import LayerPlacement, Options, PlannedCalls
 from memo.parallel.contracts import Stored
-from memo.parallel.shares import most_tokens
+from memo.parallel.shares import share_sequence
 from memo.planning.forecast import runtime_bytes
 from memo.planning.live import LiveModel, is_divided
 from offload import MemoError, Placement, Tier
@@ -183,8 +183,8 @@ def _placement(layer: LayerSwap) -> LayerPlacement:
 
 
 def _check_layer(plan: Plan, index: int, layer: LayerSwap, *, is_tiled: bool) -> None:
-    tokens = most_tokens(plan.workload.tokens, plan.workload.sequence_parallel)
-    tiles = -(-tokens // plan.swap.tile_tokens) if is_tiled else 1
+    shares = share_sequence(plan.workload.tokens, plan.workload.sequence_parallel)
+    tiles = -(-shares.tokens[0] // plan.swap.tile_tokens) if is_tiled else 1
     if layer.tile_count != tiles:
         raise PlanError(
             f"layer {index} runs {'tile by tile' if is_tiled else 'whole'}, in {tiles} tiles, and "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from memo.parallel.shares import most_tokens
+from memo.parallel.shares import share_sequence
 from memo.planning.collectives import Sharing, exchange_of
 from memo.planning.request import PlanRequest
 from memo.planning.states import (
@@ -50,7 +50,7 @@ def traced(
 
 def local_tokens(request: PlanRequest) -> int:
     """Of each sequence, on the rank with the most."""
-    return most_tokens(request.tokens, request.sequence_parallel)
+    return share_sequence(request.tokens, request.sequence_parallel).tokens[0]
 
 
 @dataclass(frozen=True, slots=True)

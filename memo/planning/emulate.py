@@ -25,7 +25,7 @@ from memo.parallel.alone import LoneWire
 from memo.parallel.call import Parallel
 from memo.parallel.contracts import Stored as StoredHere
 from memo.parallel.setup import check_entrance, check_kinds
-from memo.parallel.shares import share_tokens, unit_tokens
+from memo.parallel.shares import share_sequence
 from memo.planning.predicting import Predictor
 from memo.planning.request import PlanRequest
 from memo.planning.states import states_of
@@ -86,7 +86,7 @@ def emulate(request: PlanRequest, rank: int, *, stored: Stored = Stored.BEFORE) 
         _step(model, request, request.tokens)
     measured_s = time.perf_counter() - started_s
     unwrap(model)
-    shares = share_tokens(request.tokens, ranks, unit_tokens(request.tokens, ranks))
+    shares = share_sequence(request.tokens, ranks)
     return Emulation(
         rank=rank,
         ranks=ranks,

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from transformers import PreTrainedConfig
 
-from memo.parallel.shares import most_tokens
+from memo.parallel.shares import share_sequence
 from memo.planning.names import config_named
 from memo.planning.node import Node
 from planner.contracts import OffloadOptimizer, Train
@@ -146,7 +146,7 @@ def check_sizes(request: PlanRequest) -> None:
     Raises:
         ValueError: for too many tokens on each GPU, or too many tiles of a size that was asked for.
     """
-    local_tokens = most_tokens(request.tokens, request.sequence_parallel)
+    local_tokens = share_sequence(request.tokens, request.sequence_parallel).tokens[0]
     if local_tokens * request.batch > MOST_TOKENS:
         raise ValueError(
             f"tokens is {request.tokens}: takes {MOST_TOKENS:,} of a step on each GPU at most, and "

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from memo.contracts import LayerMode
 from memo.kinds import find_layers, root_of
 from memo.parallel.contracts import TokenShares
-from memo.parallel.shares import share_tokens, unit_tokens
+from memo.parallel.shares import share_sequence, share_tokens
 from memo.tracing.models import fake_model, load_config
 from memo.tracing.run import Request, Run, run_step
 from memo.tracing.runtime import DeviceKind
@@ -95,10 +95,10 @@ def trace_step(
 def _shares(tokens: int, ranks: int, total_tokens: int | None) -> TokenShares:
     if total_tokens is None:
         return share_tokens(tokens * ranks, ranks)
-    shares = share_tokens(total_tokens, ranks, unit_tokens(total_tokens, ranks))
-    if max(shares.tokens) != tokens:
+    shares = share_sequence(total_tokens, ranks)
+    if shares.tokens[0] != tokens:
         raise ValueError(
-            f"tokens is {tokens}: {ranks} ranks have {max(shares.tokens)} of {total_tokens} at most"
+            f"tokens is {tokens}: {ranks} ranks have {shares.tokens[0]} of {total_tokens} at most"
         )
     return shares
 

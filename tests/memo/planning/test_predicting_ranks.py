@@ -61,8 +61,8 @@ BOTH = Ranks(4, 2, 1)
 MANY_ROWS = Ranks(8, 2, 2)
 FEW_TILES = [replace(ULYSSES, tile_tokens=tile_tokens) for tile_tokens in (TOKENS, 600, 400)]
 STRADDLING = Ranks(4, 15, 5, rank=2, batch=2)
-"""The third of the ranks with four query heads of two kv heads, whose query heads are as many of
-each: it attends them at once, its neighbours one kv head's after the other's."""
+"""Of the three ranks with four query heads of two kv heads, the one whose query heads are as many
+of each: it attends them at once, its neighbours one kv head's after the other's."""
 ODD = Ranks(4, 8, 2, tokens=4099)
 """Shared in units of 64 tokens: the first rank has 1,088, not 1,025."""
 

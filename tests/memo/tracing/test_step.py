@@ -281,6 +281,11 @@ def test_sizes_below_one_are_refused(name: str) -> None:
         trace_step(config_of("llama"), **sizes)
 
 
+def test_tokens_that_are_no_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokens is 1025: 4 ranks have 1088 of 4099 at most"):
+        trace_step(config_of("llama"), tokens=1025, total_tokens=4099, sequence_parallel=4)
+
+
 def test_a_config_without_a_causal_lm_is_refused() -> None:
     with pytest.raises(MemoError, match="no causal LM can be made of a T5Config"):
         trace_step(AutoConfig.for_model("t5"), tokens=10)
