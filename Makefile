@@ -24,11 +24,13 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal -m "not long"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not long and not alone"
+	$(BIN)/pytest -m alone
 
 # With what takes longer than CI has: every engine of every mesh, Trainer, the examples over ranks.
 test-all: $(VENV)/.installed
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 long: $(VENV)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.long $(LONG_ARGS)

@@ -1,8 +1,9 @@
 """The interpreter's lock: an engine that waits takes nothing from a thread that computes, and one
 that streams takes no more than one of four threads in plain system calls.
 
-Timing on shared machines: each figure is the median of ratios of neighbouring measurements, what is
-compared alternates, and a bound that is met in one of several attempts is met.
+Timing on shared machines: no other test runs beside these, each figure is the median of ratios of
+neighbouring measurements, what is compared alternates, and a bound that is met in one of several
+attempts is met.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from ssd.request_queue import RequestQueue
 from ssd.requests import Request
 from tests.ssd.disk import MIB, engine_of
 
+pytestmark = pytest.mark.alone
+
 WINDOW_S = 0.1
 ROUNDS = 7
-ATTEMPTS = 4
+ATTEMPTS = 10
 NOISE = 0.05
 BLOCK = 4 * MIB
 BLOCKS = 16
