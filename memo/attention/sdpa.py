@@ -63,6 +63,13 @@ class SdpaKernel(RecordedKernel):
         plain = inputs.block.is_square or inputs.block.is_open
         return () if plain else (self._bands.of(inputs.block, inputs.q),)
 
+    def as_saved(self, o: Tensor) -> Tensor:
+        """The memory-efficient kernel's backward does not ask how o lies: in half precision it
+        takes each token's heads to follow those of the token before (`o_strideM` in PyTorch's
+        `mem_eff_attention/kernel_backward.h`), and reads a part of a wider o wrongly.
+        """
+        return own_rows(o) if o.is_cuda else o
+
     def attend(self, inputs: BlockInputs) -> Tensor:
         bands = self.constants(inputs)
         k, v = inputs.k, inputs.v
@@ -78,3 +85,9 @@ class SdpaKernel(RecordedKernel):
                 scale=inputs.options.scale,
                 enable_gqa=inputs.groups > 1 and not inputs.spread,
             )
+
+
+def own_rows(o: Tensor) -> Tensor:
+    """`o` ([batch, heads, tokens, head_dim]) with no other heads between those of two tokens."""
+    is_part = o.shape[2] > 1 and o.stride(2) > o.shape[1] * o.shape[3]
+    return o.transpose(1, 2).contiguous().transpose(1, 2) if is_part else o

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memo.attention.blocks import Block
 from memo.attention.contracts import AttentionOptions, BlockInputs
 from memo.attention.masks import RangeMask
-from memo.attention.sdpa import SdpaKernel
+from memo.attention.sdpa import SdpaKernel, own_rows
 from offload import MemoError, Tier
 from tests.memo.attention.reference import dense_attention
 from tests.offload.disks import disk_store
@@ -166,3 +166,19 @@ def test_without_a_backward_nothing_is_stored() -> None:
     assert state is None
     assert out.shape == (2, 6, 33, 5)
     assert all(count.moved_bytes == 0 for count in store.counts.values())
+
+
+def test_a_part_of_a_wider_o_gets_rows_of_its_own() -> None:
+    whole = torch.randn(2, 5, 6, 8).transpose(1, 2)
+    part = whole[:, 2:4, 1:]
+    owned = own_rows(part)
+    assert torch.equal(owned, part)
+    assert owned.stride(2) == 2 * 8
+    assert part.stride(2) == 6 * 8
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_an_o_with_rows_of_its_own_is_not_copied(tokens: int) -> None:
+    for o in (torch.randn(2, tokens, 6, 8).transpose(1, 2), torch.randn(2, 6, tokens, 8)):
+        assert own_rows(o) is o
+    assert own_rows(torch.randn(2, 9, 6, 8).transpose(1, 2)[:, :, 3 : 3 + tokens]).stride(2) == 48
