@@ -27,8 +27,9 @@ from memo.planning.node import Node
 from memo.planning.predicting import Predictor
 from memo.planning.request import PlanRequest
 from planner.codec import decode, encode
-from planner.contracts import NoPlan, Placement, SwapPlan, Tier
+from planner.contracts import Placement, SwapPlan, Tier
 from planner.hardware import Hardware
+from planner.plan import NoPlan
 
 PROBE_S = 0.5
 DISK_BYTES = 512 << 20

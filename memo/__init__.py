@@ -16,7 +16,7 @@ from memo.warning import MemoWarning
 from memo.wrap import unwrap, wrap
 from offload import MemoError, SpillError, TransferError
 from planner.codec import PlanError
-from planner.contracts import NoPlan, Plan
+from planner.plan import NoPlan, Plan
 from ssd import SpillWarning
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from offload import Lane, Tier
-from planner.contracts import Plan
+from planner.plan import Plan
 
 Unit = Literal["bytes", "s", "tokens/s", "share"]
 

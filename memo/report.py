@@ -18,7 +18,7 @@ from memo.runtime import Runtime
 from memo.wrap import runtime_of
 from offload import Lane, Placement, Tier
 from offload.meter import Meter
-from planner.contracts import Plan
+from planner.plan import Plan
 
 _TERABYTE = 10**12
 _DAY_S = 86_400

@@ -25,7 +25,7 @@ from memo.switch import Switch
 from memo.warning import warn_once
 from memo.zero import mark_leaves, unmark_leaves, whole_parameters
 from offload import MemoError
-from planner.contracts import NoPlan, Plan
+from planner.plan import NoPlan, Plan
 
 _AUTO, _RECOMPUTE, _KEEP = Default("auto"), Default("recompute"), Default("keep")
 

@@ -19,10 +19,11 @@ from memo.planning.forecast import runtime_bytes
 from memo.planning.live import LiveModel, is_divided
 from offload import MemoError, Placement, Tier
 from planner.codec import PlanError
-from planner.contracts import LayerSwap, NoPlan, Plan
+from planner.contracts import LayerSwap
 from planner.contracts import Placement as Planned
 from planner.contracts import Tier as PlannedTier
-from planner.swap.costs import budgets_of
+from planner.plan import NoPlan, Plan
+from planner.swap.shares import budgets_of
 
 _PLACEMENTS: Mapping[str, Placement] = {placement.value: placement for placement in Placement}
 _TIERS: Mapping[str, Tier] = {tier.value: tier for tier in Tier}

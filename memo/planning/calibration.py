@@ -14,7 +14,7 @@ from memo.contracts import LayerMode
 from memo.planning.costing import local_tokens, traced
 from memo.planning.request import PlanRequest
 from memo.tracing.timed import time_step
-from planner.swap.costs import slowness_of
+from planner.swap.clock import slowness_of
 from planner.trace import Phase
 
 MOST_TOKENS = 8192

@@ -15,8 +15,8 @@ from memo.planning.states import state_choices
 from planner.contracts import Stored, Tier
 from planner.schedule.planning import Simulated, effort, missing_for_step, plan_step
 from planner.swap.contracts import Budgets, Rates, StepCost
-from planner.swap.costs import budgets_of, rates_of
 from planner.swap.preference import Effort, may_be_preferred, preferred
+from planner.swap.shares import budgets_of, rates_of
 from planner.swap.solving import Search, least_step_s
 from planner.trace import StepTrace
 

@@ -25,7 +25,7 @@ from memo.planning.cli_checks import check_emulation, check_together
 if TYPE_CHECKING:
     from memo.planning.request import PlanRequest
     from memo.planning.sweep import Swept
-    from planner.contracts import NoPlan, Plan
+    from planner.plan import NoPlan, Plan
 
 _MACHINE = "Machine"
 _TRAINING = "Training"
@@ -275,6 +275,6 @@ def _print(results: Sequence[Plan | NoPlan], *, as_json: bool, is_sweep: bool) -
 
 
 def _fits(result: Plan | NoPlan) -> bool:
-    from planner.contracts import Plan
+    from planner.plan import Plan
 
     return isinstance(result, Plan)

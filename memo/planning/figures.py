@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.codec import encode
-from planner.contracts import NoPlan, Placement, Plan, Stored, SwapPlan, Tier
+from planner.contracts import Placement, Stored, SwapPlan, Tier
+from planner.plan import NoPlan, Plan
 
 DAY_S = 86_400
 

@@ -13,7 +13,7 @@ from memo.planning.making import Outcome
 from memo.planning.page import save_page
 from memo.planning.request import PlanRequest
 from memo.planning.sweep import neighbours
-from planner.contracts import Plan
+from planner.plan import Plan
 from planner.schedule.chrome import save_trace
 from planner.sizes import format_tokens
 

@@ -11,8 +11,9 @@ from memo.planning.live import LiveModel
 from memo.planning.states import Optimizer, StateChoice
 from memo.predicted import Forecast
 from offload import Lane, Tier
-from planner.contracts import LayerSwap, Placement, Plan
+from planner.contracts import LayerSwap, Placement
 from planner.contracts import Tier as PlannedTier
+from planner.plan import Plan
 
 
 def runtime_bytes(plan: Plan, live: LiveModel) -> dict[Tier, int]:

@@ -20,7 +20,7 @@ from memo.planning.making import make
 from memo.planning.measured import measured_here
 from memo.planning.request import PlanRequest, check_sizes, tokens_of
 from offload import MemoError
-from planner.contracts import NoPlan, Plan
+from planner.plan import NoPlan, Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

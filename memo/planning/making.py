@@ -15,7 +15,8 @@ from memo.planning.notes import layout_note, notes_of
 from memo.planning.request import PlanRequest
 from memo.planning.reserved import reserved_note
 from memo.planning.storing import with_stored
-from planner.contracts import NoPlan, Plan, Tier
+from planner.contracts import Tier
+from planner.plan import NoPlan, Plan
 from planner.schedule.contracts import Schedule
 from planner.schedule.result import plan_of
 from planner.swap.binding import binding

@@ -20,7 +20,7 @@ from memo.planning.page_style import HATCH, SCRIPT, STYLE
 from memo.planning.show import shown
 from memo.planning.swap_chart import PLACES, swap_chart
 from memo.planning.sweep import sweep_table
-from planner.contracts import NoPlan, Plan
+from planner.plan import NoPlan, Plan
 from planner.sizes import format_tokens
 
 _OFFLINE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from memo.planning.costing import Costing, traced
 from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
-from planner.contracts import Placement, Predictions, Stored, SwapPlan, Tier
+from planner.contracts import Placement, Stored, SwapPlan, Tier
+from planner.plan import Predictions
 from planner.schedule.contracts import Schedule
 from planner.schedule.result import predictions_of
 from planner.schedule.simulation import simulate
 from planner.schedule.uniform import uniform_swap
 from planner.swap.contracts import StepCost
-from planner.swap.costs import rates_of
+from planner.swap.shares import rates_of
 from planner.trace import Phase, StepTrace
 
 _ON_DEVICE = StateChoice(0, "none")

@@ -18,8 +18,9 @@ from memo.planning.request import (
     named_config,
     tokens_of,
 )
-from planner.contracts import NoPlan, OffloadOptimizer, Plan, Train
+from planner.contracts import OffloadOptimizer, Train
 from planner.hardware import Disks, Hardware
+from planner.plan import NoPlan, Plan
 
 
 def plan(

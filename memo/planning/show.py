@@ -13,7 +13,8 @@ from rich.text import Text
 
 from memo.planning.figures import STORED, Wear, placement_shares, wear_of
 from memo.planning.picture import LEGEND, picture
-from planner.contracts import NoPlan, Plan, Tier, Workload
+from planner.contracts import Tier, Workload
+from planner.plan import NoPlan, Plan
 from planner.sizes import format_bytes, format_tokens
 
 _INDENT = 8

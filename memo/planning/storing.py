@@ -14,8 +14,8 @@ from memo.planning.collectives import fewest_heads
 from memo.planning.request import PlanRequest
 from planner.contracts import Stored
 from planner.schedule.planning import plan_step
+from planner.swap.clock import Clock
 from planner.swap.contracts import Budgets
-from planner.swap.costs import Clock
 
 
 def with_stored(case: Case, chosen: Chosen, budgets: Budgets | None = None) -> Chosen:

@@ -15,7 +15,8 @@ from memo.planning.figures import wear_of
 from memo.planning.making import make
 from memo.planning.request import PlanRequest, check_shared
 from memo.planning.show import states_text
-from planner.contracts import NoPlan, Plan, Tier
+from planner.contracts import Tier
+from planner.plan import NoPlan, Plan
 from planner.sizes import format_bytes, format_tokens, parse_token_range, parse_tokens
 
 _WORDS = ("bound by", "states")

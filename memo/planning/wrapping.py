@@ -17,7 +17,7 @@ from memo.planning.here import Asked, agreed, plan_here
 from memo.planning.live import LiveModel
 from offload import MemoError, Tier
 from planner.codec import PlanError
-from planner.contracts import Plan
+from planner.plan import Plan
 
 
 def planned_settings(root: PreTrainedModel, live: LiveModel, said: Arguments) -> Settings:

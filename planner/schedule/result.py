@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.contracts import Lane, Plan, Predictions, Workload
+from planner.contracts import Lane, Workload
 from planner.hardware.contracts import Hardware
+from planner.plan import Plan, Predictions
 from planner.schedule.contracts import Schedule
 from planner.schedule.planning import Simulated
 

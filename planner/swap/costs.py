@@ -1,32 +1,27 @@
 """Costs from a trace and hardware: operations become seconds, storages become bytes of segments.
 
-Scope: one rank's share. A rank has its own device and lanes to the host; the node's host memory and
-disks it shares with the others.
+Scope: one rank's share.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from planner.contracts import Lane, Stored, Tier, check_at_least
 from planner.hardware.contracts import Hardware
+from planner.swap.clock import Clock, repeated
 from planner.swap.contracts import (
-    Budgets,
     LayerCost,
     PartCost,
-    Rates,
     SegmentBytes,
     SegmentTimes,
     StepCost,
 )
 from planner.swap.live import live_in
 from planner.trace.contracts import (
-    Block,
     Kind,
     LayerTrace,
-    OperationCost,
     PartTrace,
     Pass,
     Phase,
@@ -78,31 +73,6 @@ class Extras:
     slowness: Mapping[Phase, float] = field(default_factory=dict)
 
 
-def rates_of(hardware: Hardware, dtype: str, *, sharing: int | None = None) -> Rates:
-    """A rank's lanes when `sharing` ranks (None: one a GPU) use the node's disks at once."""
-    ranks, disks, link = sharing or hardware.gpus, hardware.disks, hardware.efficiency.link
-    return Rates(
-        d2h_bytes_per_s=hardware.d2h_bytes_per_s * link,
-        h2d_bytes_per_s=hardware.h2d_bytes_per_s * link,
-        ssd_write_bytes_per_s=disks.total_write_bytes_per_s / ranks if disks else 0.0,
-        ssd_read_bytes_per_s=disks.total_read_bytes_per_s / ranks if disks else 0.0,
-        peak_flops_per_s=hardware.peak(dtype),
-    )
-
-
-def budgets_of(
-    hardware: Hardware, *, sharing: int | None = None, in_flight_bytes: int | None = None
-) -> Budgets:
-    """A rank's share of the node's memory and disks."""
-    ranks, disks = sharing or hardware.gpus, hardware.disks
-    return Budgets(
-        device_bytes=hardware.device_bytes,
-        host_bytes=hardware.host_bytes // ranks,
-        ssd_bytes=disks.total_bytes // ranks if disks else 0,
-        in_flight_bytes=in_flight_bytes,
-    )
-
-
 def step_cost(trace: StepTrace, hardware: Hardware, extras: Extras | None = None) -> StepCost:
     """A traced step's costs.
 
@@ -150,73 +120,6 @@ def model_flops(trace: StepTrace) -> float:
     head = (*repeated(trace.head.forward), *repeated(trace.head.backward))
     head_flops = sum(op.flops * times for op, times in head if op.direction is not Pass.RECOMPUTE)
     return sum(flops[name] for name in trace.order) + head_flops
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """What operations take on one device: as long as its matmul units or its memory are busy,
-    whichever is longer (the roofline, Williams et al. 2009), times the `slowness` of their phase.
-    """
-
-    hardware: Hardware
-    dtype: str
-    slowness: Mapping[Phase, float] = field(default_factory=dict)
-
-    def seconds(self, operation: OperationCost) -> float:
-        """Of one operation."""
-        compute_s = operation.flops / (self.hardware.peak(self.dtype) * self._share(operation))
-        return max(compute_s, operation.bytes / self.hardware.device_bytes_per_s)
-
-    def by_phase(self, part: str, block: Block) -> dict[tuple[Segment, Pass], float]:
-        """Of a part's block, repeats included."""
-        sums: dict[tuple[Segment, Pass], float] = defaultdict(float)
-        for operation, times in repeated(block):
-            sums[operation.segment, operation.direction] += times * self.seconds(operation)
-        return {
-            (segment, direction): seconds * self.slowness.get((part, segment, direction), 1.0)
-            for (segment, direction), seconds in sums.items()
-        }
-
-    def exchange_s(self, size_bytes: int) -> float:
-        """Of bytes that go to peers.
-
-        Raises:
-            ValueError: when there are some, and no link.
-        """
-        if not size_bytes:
-            return 0.0
-        link = self.hardware.link_bytes_per_s
-        if link is None:
-            raise ValueError(f"link_bytes_per_s is None: {self.hardware.device} has no peers")
-        return size_bytes / (link * self.hardware.efficiency.link)
-
-    def _share(self, operation: OperationCost) -> float:
-        efficiency = self.hardware.efficiency
-        if operation.segment is not Segment.CORE:
-            return efficiency.matmul
-        if operation.direction is Pass.BACKWARD:
-            return efficiency.attention_backward
-        return efficiency.attention_forward
-
-
-def slowness_of(
-    trace: StepTrace, measured_s: Mapping[Phase, float], hardware: Hardware
-) -> dict[Phase, float]:
-    """What `Extras.slowness` takes, from the seconds that each phase of the traced step took, all
-    tiles recomputed. Phases that the hardware's rates give no time are left out.
-    """
-    clock, found = Clock(hardware, trace.dtype), dict[Phase, float]()
-    parts = {layer.name: layer.recomputed for layer in trace.layers}
-    for name, part in {**parts, "embedding": trace.embedding, "head": trace.head}.items():
-        sums: dict[tuple[Segment, Pass], float] = defaultdict(float)
-        for block in (part.forward, part.backward):
-            for phase, seconds in clock.by_phase(name, block).items():
-                sums[phase] += seconds
-        for (segment, direction), seconds in sums.items():
-            took_s = measured_s.get((name, segment, direction))
-            if seconds and took_s is not None:
-                found[name, segment, direction] = took_s / seconds
-    return found
 
 
 def layer_cost(
@@ -272,15 +175,6 @@ def _less_in_post(live: SegmentBytes, size_bytes: int) -> SegmentBytes:
         last_bytes=None if last_bytes is None else max(0, last_bytes - size_bytes),
         stored=None if live.stored is None else _less_in_post(live.stored, size_bytes),
     )
-
-
-def repeated(block: Block) -> Iterator[tuple[OperationCost, int]]:
-    """Every traced operation, and how many it stands for."""
-    times = [1] * len(block.operations)
-    for repeat in block.repeats:
-        for index in range(repeat.start, repeat.stop):
-            times[index] += repeat.times
-    yield from zip(block.operations, times, strict=True)
 
 
 def _times(

@@ -22,8 +22,9 @@ from memo.planning.node import Node
 from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
 from memo.wrap import runtime_of
-from planner.contracts import LayerSwap, Placement, Plan, Stored, SwapPlan, Tier
+from planner.contracts import LayerSwap, Placement, Stored, SwapPlan, Tier
 from planner.hardware import Hardware
+from planner.plan import Plan
 from planner.schedule.planning import Simulated
 from planner.schedule.result import plan_of
 from planner.schedule.simulation import simulate

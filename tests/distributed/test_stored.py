@@ -15,7 +15,8 @@ from memo.planning.collectives import exchange_of
 from memo.planning.figures import STORED
 from memo.wrap import runtime_of
 from offload import Tier as TierHere
-from planner.contracts import LayerSwap, Placement, Plan, Stored, Tier
+from planner.contracts import LayerSwap, Placement, Stored, Tier
+from planner.plan import Plan
 from tests.behaviour.common import TILE_TOKENS, plain_model
 from tests.behaviour.planned import plan_with, roomy
 from tests.distributed.models import averaged

@@ -13,20 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.codec import PlanError
-from planner.contracts import (
-    Lane,
-    LayerRun,
-    LayerSwap,
-    NoPlan,
-    Placement,
-    Plan,
-    Predictions,
-    Stored,
-    SwapPlan,
-    Tier,
-    Workload,
-)
+from planner.contracts import Lane, LayerRun, LayerSwap, Placement, Stored, SwapPlan, Tier, Workload
 from planner.hardware.contracts import Disks, Hardware
+from planner.plan import NoPlan, Plan, Predictions
 
 HARDWARE = Hardware(
     device="some gpu",

@@ -27,7 +27,8 @@ from memo.planning.live import LiveModel, live_model
 from memo.tracing import trace_step
 from offload import spread_placements
 from planner.codec import PlanError
-from planner.contracts import LayerSwap, NoPlan, Placement, Plan, SwapPlan, Tier
+from planner.contracts import LayerSwap, Placement, SwapPlan, Tier
+from planner.plan import NoPlan, Plan
 from planner.swap.groups import spread
 from tests.memo.planning.common import llama
 from tests.planner.test_contracts import PLAN

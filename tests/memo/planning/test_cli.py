@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from memo.planning import cli
 from memo.planning.cli import plan
-from planner.contracts import Plan
+from planner.plan import Plan
 from planner.swap import solver
 from tests.memo.planning.common import llama
 

@@ -16,8 +16,9 @@ from memo.planning.longest import find_longest
 from memo.planning.making import make
 from memo.planning.request import PlanRequest
 from memo.planning.states import StateChoice
-from planner.contracts import Plan, Stored
+from planner.contracts import Stored
 from planner.hardware import Hardware
+from planner.plan import Plan
 from tests.memo.planning.common import GB, HEADS, HIDDEN, LAYERS, SHARED, llama, machine, request
 from tests.memo.tracing.common import config_of
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from memo.planning.public import plan
-from planner.contracts import Plan, Tier
+from planner.contracts import Tier
+from planner.plan import Plan
 from tests.memo.planning.common import headline_model
 
 PUBLISHED_MFU = 0.523

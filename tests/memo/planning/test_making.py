@@ -13,9 +13,10 @@ from memo.planning.making import LAYOUT_MARGIN_BYTES, Outcome
 from memo.planning.node import Node
 from memo.planning.reserved import SETTING, reserved_note, reserved_with
 from planner.allocator import AllocatorConfig
-from planner.contracts import NoPlan, Plan, Tier
+from planner.contracts import Tier
 from planner.hardware import Hardware
 from planner.layout import Buffer, Problem
+from planner.plan import NoPlan, Plan
 from planner.trace import StepTrace
 from tests.memo.planning.common import GB, MIB, machine, planned
 

@@ -18,7 +18,7 @@ from memo.planning.measured import measured_here
 from memo.planning.node import Node
 from memo.planning.request import PlanRequest
 from memo.tracing.sampled import SampledModel
-from planner.contracts import Plan
+from planner.plan import Plan
 from planner.trace import Phase
 from tests.memo.planning.common import llama, machine, request
 from tests.memo.tracing.common import config_of

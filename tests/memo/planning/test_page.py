@@ -24,8 +24,9 @@ from memo.planning.page import page
 from memo.planning.svg import LEFT, PLOT, ticks
 from memo.planning.swap_chart import swap_chart
 from memo.planning.sweep import sweep
-from planner.contracts import Lane, LayerSwap, NoPlan, Placement, Plan, Tier
+from planner.contracts import Lane, LayerSwap, Placement, Tier
 from planner.layout import Buffer, Layout, Problem
+from planner.plan import NoPlan, Plan
 from planner.schedule.contracts import Span
 from tests.memo.planning.common import GB, disks, llama, machine, request
 

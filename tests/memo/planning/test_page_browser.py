@@ -17,7 +17,7 @@ import pytest
 from memo.planning.making import Outcome, make
 from memo.planning.page import save_page
 from memo.planning.sweep import sweep
-from planner.contracts import NoPlan, Plan
+from planner.plan import NoPlan, Plan
 from planner.sizes import format_bytes
 from tests.memo.planning.common import disks, llama, machine, request
 

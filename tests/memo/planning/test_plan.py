@@ -18,9 +18,10 @@ from memo.planning.node import NodeArguments, find_node
 from memo.planning.public import plan
 from offload import MemoError
 from planner.codec import PlanError
-from planner.contracts import NoPlan, Placement, Plan, Predictions, Tier, Workload
+from planner.contracts import Placement, Tier, Workload
 from planner.hardware import Hardware
-from planner.swap.costs import budgets_of
+from planner.plan import NoPlan, Plan, Predictions
+from planner.swap.shares import budgets_of
 from tests.memo.planning.common import (
     FFN,
     GB,

@@ -28,7 +28,7 @@ from offload import Lane as RuntimeLane
 from offload import Placement as RuntimePlacement
 from offload import Tier as RuntimeTier
 from planner.contracts import Lane, Placement, Tier
-from planner.swap.costs import Clock
+from planner.swap.clock import Clock
 from planner.swap.reading import in_flight_bytes
 from planner.trace.recorder import Recorder, peak_bytes
 from tests.memo.planning.common import disks, machine

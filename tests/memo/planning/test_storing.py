@@ -16,8 +16,9 @@ from memo.planning.making import make
 from memo.planning.show import shown
 from memo.planning.states import StateChoice
 from memo.planning.storing import alternatives, saved_s, with_stored
-from planner.contracts import Placement, Plan, Stored, Tier
+from planner.contracts import Placement, Stored, Tier
 from planner.hardware import Hardware
+from planner.plan import Plan
 from planner.schedule.planning import plan_step
 from planner.schedule.uniform import uniform_swap
 from planner.swap.costs import Extras, step_cost

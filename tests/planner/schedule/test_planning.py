@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.contracts import Lane, LayerRun, Placement, Plan, Tier, Workload
+from planner.contracts import Lane, LayerRun, Placement, Tier, Workload
+from planner.plan import Plan
 from planner.schedule import planning
 from planner.schedule.planning import (
     Simulated,

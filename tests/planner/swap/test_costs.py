@@ -8,15 +8,9 @@ import pytest
 
 from planner.contracts import Tier
 from planner.hardware.contracts import Disks, Efficiency, Hardware
-from planner.swap.costs import (
-    Exchange,
-    Extras,
-    budgets_of,
-    model_flops,
-    rates_of,
-    slowness_of,
-    step_cost,
-)
+from planner.swap.clock import slowness_of
+from planner.swap.costs import Exchange, Extras, model_flops, step_cost
+from planner.swap.shares import budgets_of, rates_of
 from planner.trace.contracts import (
     Allocation,
     Block,
