@@ -32,8 +32,14 @@ def layer_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
 def fewest_heads(config: PreTrainedConfig) -> int:
     """Query heads of the layer with the fewest."""
     layers = int(getattr(config.get_text_config(), "num_hidden_layers", 1) or 1)
-    found = (layer_config(config, layer) for layer in range(layers))
-    return min(int(getattr(each, "num_attention_heads", 1) or 1) for each in found)
+    return min(_query_heads(config, layer) for layer in range(layers))
+
+
+def _query_heads(config: PreTrainedConfig, layer: int) -> int:
+    text = layer_config(config, layer)
+    # Laguna's layers have each their own number, in a list beside the whole's.
+    by_layer = getattr(text, "num_attention_heads_per_layer", None)
+    return int(by_layer[layer] if by_layer else getattr(text, "num_attention_heads", 1) or 1)
 
 
 def exchange_of(
@@ -58,7 +64,7 @@ def exchange_of(
     if ranks == 1:
         return Exchange()
     text = layer_config(config, layer)
-    heads = int(getattr(text, "num_attention_heads", 1))
+    heads = _query_heads(config, layer)
     shared = int(getattr(text, "num_key_value_heads", None) or heads)
     degree = heads_degree(ranks, heads)
     messages = _Messages(_head_counts(heads, shared, degree), *_head_dims(text, heads))

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from memo.planning.choosing import choose
-from memo.planning.collectives import exchange_of
+from memo.planning.collectives import exchange_of, fewest_heads
 from memo.planning.costing import Costing, traced
 from memo.planning.degrees import best_case, degrees
 from memo.planning.longest import find_longest
@@ -176,6 +176,23 @@ def test_layers_of_one_model_send_what_their_own_heads_have() -> None:
     unit = trace.tokens * 2 * 4 * 2
     found = [sent[name].forward_bytes for name in trace.order]
     assert found == [unit * 32, unit * 32, unit * 64]
+
+
+def test_layers_may_have_each_their_own_number_of_heads() -> None:
+    config = AutoConfig.for_model(
+        "laguna",
+        **{"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1003},
+        **{"num_attention_heads_per_layer": [4, 8, 2], "pad_token_id": 0},
+    )
+    assert fewest_heads(config) == 2
+    sent = [
+        exchange_of(config, tokens=10, batch=1, ranks=2, dtype_bytes=2, layer=layer)
+        for layer in range(3)
+    ]
+    # The half of a token's heads of q and of o, and one head of k and of v.
+    unit = 10 * 16 * 2
+    assert [found.forward_bytes for found in sent] == [unit * (n // 2 * 2 + 2) for n in (4, 8, 2)]
 
 
 def test_alone_nothing_is_sent() -> None:
