@@ -327,6 +327,35 @@ def test_without_pytest_the_tests_are_not_run_and_it_is_said(
     assert "pytest is not installed" in ended.summary
 
 
+@pytest.mark.parametrize("workers", [[], ["-n", "2", "--dist", "worksteal"]], ids=["one", "two"])
+def test_tests_that_take_too_long_tell_what_failed_until_then(
+    workers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+import time, pytest
+@pytest.mark.parametrize("n", range(6))
+def test_quick(n): assert n, "none is bad"
+def test_slow(): time.sleep(100)
+"""
+    (tmp_path / "test_some.py").write_text(source)
+    monkeypatch.setattr(gpu_tests, "_workers", lambda: workers)
+    ended = gpu_tests.run(timeout_s=8.0, folder=tmp_path)
+    assert not ended.hold
+    assert ended.summary.startswith("not done after 8 s: ")
+    assert "1 failed" in ended.summary
+    assert "none is bad" in ended.output
+    assert "PASSED" not in ended.output
+
+
+def test_tests_that_end_are_summed_up(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text("def test_it(): pass\ndef test_bad(): assert 0")
+    ended = gpu_tests.run(timeout_s=60.0, folder=tmp_path)
+    assert not ended.hold
+    assert ended.summary.startswith("1 failed, 1 passed in ")
+    (tmp_path / "test_some.py").write_text("def test_it(): pass")
+    assert gpu_tests.run(timeout_s=60.0, folder=tmp_path).hold
+
+
 def test_nothing_is_imported_that_the_help_does_not_name() -> None:
     others = "typer pulp liburing gguf accelerate peft deepspeed matplotlib hypothesis scipy"
     hidden = f"import sys; sys.modules.update(dict.fromkeys({others.split()!r}))"

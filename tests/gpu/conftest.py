@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,14 @@ import offload.recording
 _HERE = Path(__file__).parent
 
 
+_COMPILED = re.compile(r"flex|gemma2|gpt_oss")
+"""Tests that compile, by their names: half a minute each."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here, and skip it without a device."""
+    """Mark what lies here, and skip it without a device. What takes longest begins first."""
+    if all(_HERE in item.path.parents for item in items):
+        items.sort(key=lambda item: _COMPILED.search(item.name) is None)
     missing = pytest.mark.skip(reason="no CUDA device")
     for item in items:
         if _HERE in item.path.parents:
