@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 from benchmarks.runner import ROOT
 
 _ARGUMENTS = (
@@ -84,6 +86,9 @@ def _interrupted(process: subprocess.Popen[str]) -> str:
     try:
         return process.communicate(timeout=_LAST_WORDS_S)[0]
     except subprocess.TimeoutExpired:
+        # Its workers would hold the pipe open.
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
         process.kill()
         return process.communicate()[0]
 

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from memo.attention.contracts import BlockInputs
 from memo.attention.flex_mask import block_mask_of
-from memo.attention.recorded import RecordedKernel
+from memo.attention.recorded import RecordedKernel, dense
 from offload import MemoError, TensorStore
 
 _MAX_MASKS = 8
@@ -47,7 +47,7 @@ class FlexKernel(RecordedKernel):
 
     def attend(self, inputs: BlockInputs) -> Tensor:
         out, aux = self._flex(
-            *(_dense(tensor) for tensor in (inputs.q, inputs.k, inputs.v)),
+            *(dense(tensor) for tensor in (inputs.q, inputs.k, inputs.v)),
             score_mod=self._score_mod(inputs.options.softcap),
             block_mask=self._mask(inputs),
             scale=inputs.options.scale,
@@ -67,7 +67,7 @@ class FlexKernel(RecordedKernel):
 
     def as_saved(self, o: Tensor) -> Tensor:
         """What is compiled wants it as it was made, not as a part of the whole o."""
-        return _dense(o)
+        return dense(o)
 
     def _flex(self, *args: Tensor, **kwargs: Any) -> Any:
         """
@@ -115,10 +115,3 @@ def _soft_capped(cap: float) -> ScoreMod:
         return cap * torch.tanh(score / cap)
 
     return score_mod
-
-
-def _dense(heads: Tensor) -> Tensor:
-    """As projections write them, with nothing between rows: of tokens out of several sequences a
-    copy.
-    """
-    return heads.transpose(1, 2).contiguous().transpose(1, 2)

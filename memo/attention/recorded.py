@@ -118,6 +118,13 @@ def _padded(inputs: BlockInputs) -> BlockInputs:
     return replace(inputs, v=functional.pad(inputs.v, (0, missing))) if missing else inputs
 
 
+def dense(heads: Tensor) -> Tensor:
+    """As projections write them, with nothing between rows: of tokens out of several sequences, or
+    of a part of the heads, a copy.
+    """
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def _refuse_quadratic(recording: Recording, inputs: BlockInputs) -> None:
     # A log-sum-exp is a few bytes per query and head; what is larger than q, k and v together is a
     # matrix of scores.

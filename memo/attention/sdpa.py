@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memo.attention.blocks import Block
 from memo.attention.contracts import BlockInputs
-from memo.attention.recorded import RecordedKernel
+from memo.attention.recorded import RecordedKernel, dense
 from offload import TensorStore
 
 _MAX_BANDS = 8
@@ -90,4 +90,4 @@ class SdpaKernel(RecordedKernel):
 def own_rows(o: Tensor) -> Tensor:
     """`o` ([batch, heads, tokens, head_dim]) with no other heads between those of two tokens."""
     is_part = o.shape[2] > 1 and o.stride(2) > o.shape[1] * o.shape[3]
-    return o.transpose(1, 2).contiguous().transpose(1, 2) if is_part else o
+    return dense(o) if is_part else o

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.alone
 
 WINDOW_S = 0.1
 ROUNDS = 7
-ATTEMPTS = 10
+ATTEMPTS = 4
 NOISE = 0.05
 BLOCK = 4 * MIB
 BLOCKS = 16

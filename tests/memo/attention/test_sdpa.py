@@ -182,3 +182,10 @@ def test_an_o_with_rows_of_its_own_is_not_copied(tokens: int) -> None:
     for o in (torch.randn(2, tokens, 6, 8).transpose(1, 2), torch.randn(2, 6, tokens, 8)):
         assert own_rows(o) is o
     assert own_rows(torch.randn(2, 9, 6, 8).transpose(1, 2)[:, :, 3 : 3 + tokens]).stride(2) == 48
+
+
+def test_on_a_gpu_backward_gets_such_an_o(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, kernel = torch.randn(2, 5, 6, 8).transpose(1, 2)[:, 2:4], SdpaKernel(disk_store())
+    assert kernel.as_saved(part) is part
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    assert kernel.as_saved(part).stride(2) == 2 * 8
